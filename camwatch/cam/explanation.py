@@ -1,0 +1,174 @@
+"""What ``explain`` returns: raw maps, the model's output, and pictures made from them on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from camwatch.cam.targets import probabilities
+from camwatch.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The maps of one layer for a batch of images.
+
+    Attributes:
+        maps: (N, h, w) float32, or (N, K, h, w) for K targets per image: raw, non-negative, never
+            normalized, at the layer's own resolution. Statistics belong on these.
+        output: What the model returned.
+        layer: The layer's name.
+        method: The method's name.
+        size: The images' extent in pixels, (H, W).
+        images: The images that were explained, to be drawn; not copied.
+    """
+
+    maps: Tensor
+    output: Any = field(repr=False)
+    layer: str
+    method: str
+    size: tuple[int, ...]
+    images: Tensor | None = field(default=None, repr=False)
+
+    def heatmaps(self) -> Tensor:
+        """Returns (N[, K], H, W) maps upsampled to the image and scaled to [0, 1] by each one's maximum.
+
+        They are for the eye. A blank map stays blank.
+
+        Raises:
+            InputError: The maps are of signals or volumes, not of images.
+        """
+        from camwatch import imaging
+
+        if len(self.size) != 2:
+            raise InputError(f"only maps of images can be drawn, these span {len(self.size)} axes; use .maps")
+        return imaging.heatmaps(self.maps, (self.size[0], self.size[1]))
+
+    def overlays(
+        self, images: Tensor | None = None, alpha: float = 0.5, colormap: str = "jet", **true_colours: Any
+    ) -> Tensor:
+        """Returns (N, 3, H, W) uint8 pictures: the images in true colours under their heatmaps.
+
+        Of K targets per image the first is shown. Where a map is blank, the plain image is hatched instead,
+        lest it look like a result.
+
+        Args:
+            images: (N, C, H, W), as the model took them; those that were explained by default.
+            alpha: Weight of the heatmap where it is strongest, 0 to 1.
+            colormap: Any of matplotlib's.
+            **true_colours: ``denormalize=(mean, std)`` and ``rgb=(r, g, b)``; see ``Panel``.
+        """
+        from camwatch import imaging
+
+        pictures = imaging.true_colours(self._drawn(images), **true_colours)
+        heatmaps, blank = self.heatmaps().to(pictures.device), self.blank().to(pictures.device)
+        if heatmaps.ndim == 4:
+            heatmaps, blank = heatmaps[:, 0], blank[:, 0]
+        overlays = imaging.overlay(pictures, heatmaps, alpha=alpha, colormap=colormap)
+        rows, columns = (torch.arange(n, device=pictures.device) for n in self.size)
+        grey = torch.full((), 128, dtype=torch.uint8, device=pictures.device)
+        hatched = torch.where((rows[:, None] + columns) % 12 < 3, grey, imaging.to_uint8(pictures))
+        return torch.where(blank[:, None, None, None], hatched, overlays)
+
+    def top(self, k: int = 5) -> tuple[Tensor, Tensor]:
+        """Returns the (N, k) most probable classes and their probabilities, highest first.
+
+        Example:
+            >>> e = Explanation(torch.zeros(1, 2, 2), torch.tensor([[0.0, 9.0, 1.0]]), "0", "gradcam", (4, 4))
+            >>> e.top(2)[0]
+            tensor([[1, 2]])
+        """
+        values = probabilities(self.output)
+        best = values.topk(min(k, values.shape[1]), dim=1)
+        return best.indices, best.values
+
+    def blank(self) -> Tensor:
+        """Returns (N[, K]) bool: which maps show nothing (all zero, not finite, or the same everywhere).
+
+        Example:
+            >>> Explanation(torch.ones(1, 2, 2), None, "0", "gradcam", (4, 4)).blank()
+            tensor([True])
+        """
+        flat = self.maps.flatten(-len(self.size))
+        span = flat.amax(-1) - flat.amin(-1)
+        return ~(span > 1e-6 * flat.abs().amax(-1))  # also True where NaN
+
+    def figure(
+        self,
+        images: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+        alpha: float = 0.5,
+        colormap: str = "jet",
+        **true_colours: Any,
+    ) -> Figure:
+        """Draws original | heatmap | overlay for each image, with the five most probable classes.
+
+        Args:
+            images: (N, C, H, W), as the model took them; those that were explained by default.
+            class_names: One name per class; indices are shown without.
+            alpha: Weight of the heatmap in the overlay.
+            colormap: Any of matplotlib's.
+            **true_colours: ``denormalize=`` and ``rgb=``; see ``Panel``.
+        """
+        from matplotlib.figure import Figure
+
+        from camwatch import imaging
+
+        images = self._drawn(images)
+        pictures = imaging.true_colours(images, **true_colours).permute(0, 2, 3, 1).cpu().numpy()
+        overlays = self.overlays(images, alpha, colormap, **true_colours).permute(0, 2, 3, 1).cpu().numpy()
+        heatmaps = self.heatmaps().cpu().reshape(len(images), -1, *self.size)[:, 0].numpy()
+        blank = self.blank().reshape(len(images), -1)[:, 0]
+        classes, values = (t.cpu() for t in self.top(5))
+        height = 2.6 * self.size[0] / self.size[1]
+        figure = Figure(figsize=(10.5, (height + 0.35) * len(images) + 0.2), layout="constrained")
+        axes = figure.subplots(len(images), 4, squeeze=False, width_ratios=[1, 1, 1, 0.9])
+        for i, row in enumerate(axes):
+            row[0].imshow(pictures[i])
+            row[1].imshow(heatmaps[i], cmap=colormap, vmin=0, vmax=1)
+            row[2].imshow(overlays[i])
+            if blank[i]:
+                row[1].set_xlabel("blank map: shows nothing", color="crimson")
+            if i == 0:
+                for axis, title in zip(row, ["original", f"{self.method}, {self.layer}", "overlay"], strict=False):
+                    axis.set_title(title, fontsize=10)
+            for axis in row[:3]:
+                axis.set(xticks=[], yticks=[])
+            names = [class_names[c] if class_names else str(c) for c in classes[i].tolist()]
+            lines = [f"{p:6.1%}  {n}" for n, p in zip(names, values[i].tolist(), strict=True)]
+            row[3].axis("off")
+            row[3].text(0, 0.5, "\n".join(lines), va="center", family="monospace", fontsize=9)
+        return figure
+
+    def _drawn(self, images: Tensor | None) -> Tensor:
+        chosen = self.images if images is None else images
+        if chosen is None:
+            raise InputError("this explanation holds no images to draw on; pass images=")
+        return chosen
+
+
+def concatenate(parts: list[Explanation]) -> Explanation:
+    """Joins the explanations of consecutive batches."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    maps = torch.cat([part.maps for part in parts])
+    return Explanation(maps, join_outputs([p.output for p in parts]), first.layer, first.method, first.size)
+
+
+def join_outputs(outputs: list[Any]) -> Any:
+    """Joins what the model returned for consecutive batches, tensor by tensor."""
+    from camwatch.cam.structure import replace, tensors
+
+    if isinstance(outputs[0], list) and not any(isinstance(o, Tensor) for o in outputs[0]):
+        return [item for output in outputs for item in output]  # a detector's list of results per image
+    streams = zip(*[list(tensors(output)) for output in outputs], strict=True)
+    joined = iter([torch.cat(list(s)) if s[0].ndim else torch.stack(list(s)).mean() for s in streams])
+    return replace(outputs[0], lambda _: next(joined))
