@@ -1,0 +1,55 @@
+"""DEAD MAPS: maps that are zero everywhere say nothing, and neither does what is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from camwatch.drift import evidence
+from camwatch.drift.state import Episode, restore, save
+from camwatch.records import Alarm, Snapshot
+
+
+@dataclass(eq=False)
+class DeadMaps:
+    """Too many images have a blank map: zero everywhere, or not finite.
+
+    No test: the panel's share itself is compared, ``looks`` times in a row. The other detectors go on with the
+    images that are alive.
+
+    Args:
+        limit: Share of the panel above which an alarm is raised.
+        looks: Looks in a row that must agree.
+        name: Under which alarms and states go.
+    """
+
+    limit: float = 0.2
+    looks: int = 2
+    name: str = "dead_maps"
+    _episode: Episode = field(default_factory=Episode, init=False, repr=False)
+
+    def update(self, snapshot: Snapshot) -> Alarm | None:
+        """Judges one more snapshot."""
+        mass = snapshot.per_image.get("map_mass")
+        if snapshot.error is not None or mass is None or not len(mass):
+            return None
+        dead = (~(mass > 0) | ~mass.isfinite()).nonzero().flatten().tolist()
+        share = len(dead) / len(mass)
+        if not self._episode.step(share > self.limit, share <= self.limit, self.looks):
+            return None
+        sentence = (
+            f"{len(dead)} of {len(mass)} maps are blank ({share:.0%}, limit {self.limit:.0%}): images "
+            f"{evidence.listing(dead)}. Their class gets no positive evidence at this layer, and every other "
+            "number is of the rest."
+        )
+        found = {"effect": share, "n": len(mass), "dead": dead, "limit": self.limit}
+        return evidence.alarm(self.name, snapshot, [sentence], found, "Try another layer, target or method.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as plain data."""
+        return save({"episode": self._episode})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts a state back."""
+        restore({"episode": self._episode}, state)
