@@ -1,0 +1,1 @@
+"""Watching a run: snapshots, pictures, archive and writers."""

@@ -1,0 +1,166 @@
+"""From a snapshot to pictures, scalars and texts in the writers. Runs on the writer thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from camwatch import imaging
+from camwatch.panel import Panel
+from camwatch.records import Alarm
+from camwatch.regions import Regions
+from camwatch.watch.cue import Cue
+from camwatch.watch.film_strip import Frame, film_sheet
+from camwatch.watch.render import overlay_sheet, panel_sheet
+from camwatch.watch.snapshot import Measured, Recipe
+
+if TYPE_CHECKING:
+    from camwatch.watch.writers import Writer
+
+
+@dataclass(frozen=True, eq=False)
+class Sheets:
+    """What every picture of a run shares: the images that are shown, with their regions and names.
+
+    Attributes:
+        rows: (n,) indices of the shown images.
+        images: (n, 3, H, W) in [0, 1].
+        regions: Of these images, or None.
+        labels: (n,) or None.
+        class_names: One per class, or None.
+        ids: One per shown image.
+        layers: Names of the layers.
+        target: Whose map is shown, in a word.
+    """
+
+    rows: Tensor
+    images: Tensor
+    regions: Regions | None
+    labels: Tensor | None
+    class_names: tuple[str, ...] | None
+    ids: tuple[str, ...]
+    layers: tuple[str, ...]
+    target: str
+
+    @classmethod
+    def of(cls, panel: Panel, recipe: Recipe, show: int) -> Sheets:
+        """Chooses the panel's first images, which a drawn panel has balanced over the classes."""
+        rows = torch.arange(min(show, len(panel)))
+        target = recipe.target if isinstance(recipe.target, str) else "target"
+        return cls(
+            rows,
+            panel.rgb_images()[rows],
+            None if panel.regions is None else panel.regions[rows],
+            None if panel.labels is None else panel.labels[rows],
+            panel.class_names,
+            tuple(panel.ids[i] for i in rows.tolist()),
+            recipe.layers,
+            target,
+        )
+
+
+def publish_panel(writers: Sequence[Writer], sheets: Sheets, name: str) -> None:
+    """Writes the panel with its regions' outlines, once, at step 0."""
+    if writers and len(sheets.rows):
+        sheet = panel_sheet(sheets.images, sheets.regions, sheets.labels, sheets.class_names, sheets.ids)
+        _each(writers, "image", f"{name}/panel", sheet, 0)
+
+
+def publish_cue(writers: Sequence[Writer], panel: Panel, cue: Cue, name: str, step: int) -> None:
+    """Writes what a named cue looks like: one image of each class with its place outlined, and the patches."""
+    if cue.box is None:
+        return
+    x1, y1, x2, y2 = cue.box
+    images, place = panel.rgb_images()[cue.images], torch.zeros(len(cue.images), *panel.size, dtype=torch.bool)
+    place[:, y1:y2, x1:x2] = True
+    labels = panel.labels[cue.images] if panel.labels is not None else None
+    outlined = imaging.outline(imaging.to_uint8(images), place, color=(255, 0, 0)).float() / 255
+    title = f"the cue: moved between images, this patch goes {cue.rate:.0%} of the way to the other answer"
+    whole = panel_sheet(outlined, None, labels, panel.class_names, title=title)
+    patch = panel_sheet(images[:, :, y1:y2, x1:x2], None, labels, panel.class_names, title="what lies there")
+    width = max(whole.shape[2], patch.shape[2])
+    parts = [torch.nn.functional.pad(part, (0, width - part.shape[2]), value=255) for part in (whole, patch)]
+    _each(writers, "image", f"{name}/cue", torch.cat(parts, 1), step)
+
+
+def publish_texts(writers: Sequence[Writer], alarms: Sequence[Alarm], summary: str, name: str, step: int) -> None:
+    """Writes the alarms' messages and, at the end of a run, its summary."""
+    texts = [(f"{name}/alarm", _text_of(alarm)) for alarm in alarms]
+    markdown = summary.replace("\n", "\n\n")  # else Markdown runs the lines together
+    for tag, text in [*texts, (f"{name}/summary", markdown)]:
+        if text:
+            _each(writers, "text", tag, text, step)
+
+
+def _text_of(alarm: Alarm) -> str:
+    return f"**{alarm.detector}**, epoch {alarm.epoch}, step {alarm.global_step}\n\n{alarm.message}"
+
+
+def publish_scalars(writers: Sequence[Writer], scalars: Mapping[str, float], step: int) -> None:
+    """Writes one snapshot's scalars."""
+    _each(writers, "scalars", scalars, step)
+
+
+def publish(
+    writers: Sequence[Writer],
+    sheets: Sheets,
+    measured: Measured,
+    alarms: Sequence[Alarm],
+    frames: Sequence[Frame],
+    name: str,
+) -> None:
+    """Writes one snapshot: overlays of each layer, the film strip, and the alarms' texts."""
+    if not writers:
+        return
+    snapshot = measured.snapshot
+    step = snapshot.global_step
+    publish_texts(writers, alarms, "", name, step)
+    if snapshot.error is not None or not len(sheets.rows):
+        return
+    for layer in sheets.layers:
+        _each(writers, "image", f"{name}/{layer}/overlays", _overlays(sheets, measured, layer), step)
+    strip = film_sheet(
+        frames, sheets.images, sheets.regions, sheets.labels, sheets.class_names, title=f"{name}, {sheets.layers[0]}"
+    )
+    _each(writers, "image", f"{name}/{sheets.layers[0]}/film_strip", strip, step)
+
+
+def _overlays(sheets: Sheets, measured: Measured, layer: str) -> Tensor:
+    snapshot, rows = measured.snapshot, sheets.rows
+    right = (snapshot.predicted == snapshot.labels)[rows]
+    others = measured.predicted_maps[layer][rows].masked_fill(right[:, None, None], math.nan)
+    moment = "start" if snapshot.epoch < 0 else f"epoch {snapshot.epoch}"
+    mass = snapshot.scalars.get(
+        "relevance_mass_accuracy" if layer == sheets.layers[0] else f"{layer}/relevance_mass_accuracy"
+    )
+    inside = "" if mass is None else f", {mass:.0%} of the mass inside the regions"
+    return overlay_sheet(
+        sheets.images,
+        snapshot.maps[layer][rows],
+        sheets.regions,
+        sheets.labels,
+        snapshot.predicted[rows],
+        snapshot.probability[rows],
+        right if sheets.labels is not None else None,
+        sheets.class_names,
+        other_maps=others,
+        title=f"{moment}, step {snapshot.global_step}, {layer}{inside}",
+        target=sheets.target,
+    )
+
+
+def _each(writers: Sequence[Writer], what: str, *args: Any) -> None:
+    """Hands the same to every writer; one that raises keeps none of the others from theirs."""
+    errors: list[Exception] = []
+    for writer in writers:
+        try:
+            getattr(writer, what)(*args)
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
