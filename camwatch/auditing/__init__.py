@@ -1,0 +1,10 @@
+"""The audit of a whole data set: one row per image, a summary per class, and the worst images.
+
+A panel of 64 images shows that something is wrong; the audit says how much, for which classes, on which
+images. ``camwatch.audit`` is the one entry, ``camwatch audit`` its command line.
+"""
+
+from camwatch.auditing.engine import audit
+from camwatch.auditing.summary import Audit, ClassSummary
+
+__all__ = ["Audit", "ClassSummary", "audit"]
