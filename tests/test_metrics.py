@@ -17,6 +17,7 @@ from camwatch import metrics
 from camwatch.errors import InputError
 from camwatch.metrics import (
     between_class_agreement,
+    centre_point,
     centre_prior,
     lift,
     map_entropy,
@@ -299,6 +300,24 @@ def test_localization_baselines_beside_each_other():
     assert pointing_game(centre, region) == 1
     assert relevance_mass_accuracy(centre, region) > relevance_mass_accuracy(uniform_map(1, (6, 6)), region)
     assert centre.amax() == centre[0, 2, 2] and centre.equal(centre.flip(1)) and centre.equal(centre.flip(2))
+
+
+@pytest.mark.parametrize(("grid", "cells"), [((5, 7), 1), ((5, 4), 2), ((6, 4), 4), ((1, 1), 1)])
+def test_centre_point_is_the_middle_cell_or_those_around_the_middle(grid, cells):
+    point = centre_point(2, grid)
+    assert point.sum((1, 2)).tolist() == [cells, cells] and point.equal(point.flip(1, 2))
+    region = torch.zeros(2, 60, 60, dtype=torch.bool)
+    region[:, 20:40, 20:40] = True
+    assert pointing_game(point, region).eq(1).all()
+    if cells < point[0].numel():
+        assert pointing_game(point, ~region).eq(0).all()
+
+
+@pytest.mark.parametrize("function", LOCALIZATION)
+@pytest.mark.parametrize("regions", [255 * UPPER.int(), UPPER.float() - 0.5, UPPER / torch.zeros(1)])
+def test_localization_refuses_regions_that_are_no_shares(function, regions):
+    with pytest.raises(InputError, match=r"regions of bool or of shares in \[0, 1\], got .*pass masks > 0"):
+        function(MAP, regions)
 
 
 def test_map_entropy_is_one_for_uniform_and_zero_for_one_cell():

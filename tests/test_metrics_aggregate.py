@@ -17,7 +17,9 @@ from torchmetrics import MetricCollection
 from camwatch import metrics
 from camwatch.errors import InputError
 from camwatch.metrics import (
+    ROAD,
     AverageDrop,
+    BetweenClassAgreement,
     DeletionAUC,
     InsertionAUC,
     Lift,
@@ -28,6 +30,7 @@ from camwatch.metrics import (
     RelevanceMassAccuracy,
     RelevanceRankAccuracy,
     Skill,
+    WithinClassAgreement,
 )
 
 PAIRS = [
@@ -109,6 +112,42 @@ def test_metric_forward_returns_the_batch_and_accumulates():
     torch.testing.assert_close(metric.compute(), metrics.relevance_mass_accuracy(maps, regions).nanmean())
 
 
+def test_map_entropy_needs_no_regions():
+    maps, regions, _ = draw()
+    alone, beside = MapEntropy(), MapEntropy()
+    alone.update(maps)
+    beside.update(maps, regions)
+    assert alone.compute().equal(beside.compute())
+
+
+def test_within_class_agreement_metric_equals_the_function_over_all_images():
+    maps, _, labels = draw(40)
+    maps[5] = 0.1  # no contrast
+    labels[labels == 2] = 1
+    labels[0] = 2  # alone in its class
+    metric = WithinClassAgreement(num_classes=4, grid=(4, 5))
+    for rows in (slice(0, 7), slice(7, 8), slice(8, 40)):
+        metric.update(maps[rows], labels[rows])
+    values = metrics.within_class_agreement(maps, labels)
+    expected = torch.stack([values[labels == k].nanmean() for k in range(2)])
+    torch.testing.assert_close(metric.per_class()[:2], expected, atol=1e-5, rtol=1e-5)
+    assert metric.per_class()[2:].isnan().all() and metric.n_undefined == len(range(0, 40, 7)) + 1
+    torch.testing.assert_close(metric.compute(), expected.mean(), atol=1e-5, rtol=1e-5)
+    same = WithinClassAgreement(num_classes=1, grid=(4, 5))
+    same.update(maps[1:2] * torch.tensor([1e-20, 1.0, 1e20])[:, None, None], torch.zeros(3, dtype=torch.int64))
+    assert same.compute() == pytest.approx(1, abs=1e-6)
+
+
+def test_between_class_agreement_metric_is_the_mean_of_its_function():
+    maps = torch.rand(6, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    maps[4, 1] = 0
+    metric = BetweenClassAgreement()
+    metric.update(maps[:2])
+    metric.update(maps[2:])
+    torch.testing.assert_close(metric.compute(), metrics.between_class_agreement(maps).nanmean())
+    assert metric.n_undefined == 1
+
+
 def test_metrics_in_a_collection_keep_their_own_states_when_the_first_batch_agrees():
     perfect = torch.tensor([[[1.0, 0.0, 0.0]]])
     apart = torch.tensor([[[3.0, 0.0, 2.0]]])
@@ -154,6 +193,10 @@ def test_faithfulness_metrics_are_the_means_of_their_functions():
     torch.testing.assert_close(values["InsertionAUC"], expected.nanmean())
     torch.testing.assert_close(values["AverageDrop"], metrics.average_drop(predict, images, maps, targets).nanmean())
     assert collection["InsertionAUC"].n_undefined == 1
+    road = ROAD(shares=[0.2, 0.5], noise=0.0, batch_size=3)
+    road.update(predict, images, maps, targets)
+    expected = metrics.road(predict, images, maps, targets, shares=(0.2, 0.5), noise=0.0)
+    torch.testing.assert_close(road.compute(), expected.nanmean())
 
 
 @pytest.mark.parametrize(
@@ -162,6 +205,10 @@ def test_faithfulness_metrics_are_the_means_of_their_functions():
         (lambda: RegionIoU(num_classes=0), "num_classes of at least 1 or None, got 0"),
         (lambda: Lift(num_classes=2).update(*draw()[:2]), "num_classes=2, expected 24 labels, got none"),
         (lambda: Lift(num_classes=2).update(*draw()), "labels from 0 to 1, got 0 to 2"),
+        (lambda: Lift(num_classes=2).update(*draw()[:2], torch.rand(24)), r"24 labels, got torch.float32 of shape"),
+        (lambda: WithinClassAgreement(2, (4, 4)).update(*draw()[::2]), r"shape \(N, 4, 4\), got \(24, 4, 5\)"),
+        (lambda: WithinClassAgreement(2, (4, 5)).update(*draw()[::2]), "labels from 0 to 1, got 0 to 2"),
+        (lambda: WithinClassAgreement(0, (4, 5)), r"at least 1 class and a grid.* got 0 and \(4, 5\)"),
     ],
 )
 def test_metric_names_what_does_not_fit(call, message):
@@ -169,14 +216,25 @@ def test_metric_names_what_does_not_fit(call, message):
         call()
 
 
+def everything():
+    found = MetricCollection({metric.__name__: metric(num_classes=3) for metric in CLASSES})
+    alike = MetricCollection([WithinClassAgreement(3, (4, 5)), BetweenClassAgreement(num_classes=3)])
+    return found, alike
+
+
+def fill(found, alike, rows):
+    maps, regions, labels = draw()
+    found.update(maps[rows], regions[rows], labels=labels[rows])
+    alike["WithinClassAgreement"].update(maps[rows], labels[rows])
+    alike["BetweenClassAgreement"].update(torch.stack([maps, maps.flip(1)], 1)[rows], labels[rows])
+
+
 def _share(rank, store, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    maps, regions, labels = draw()
-    rows = slice(0, 5) if rank == 0 else slice(5, 24)  # uneven on purpose
-    found = MetricCollection({metric.__name__: metric(num_classes=3) for metric in CLASSES})
-    found.update(maps[rows], regions[rows], labels=labels[rows])
-    torch.save(found.compute(), f"{results}/{rank}.pt")
+    found, alike = everything()
+    fill(found, alike, slice(0, 5) if rank == 0 else slice(5, 24))  # uneven on purpose
+    torch.save({**found.compute(), **alike.compute()}, f"{results}/{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -185,12 +243,13 @@ def test_metric_over_two_processes_equals_one_to_the_last_bit(tmp_path):
     # Both are forked from one clean process, which pays for the import of torchmetrics once.
     multiprocessing.set_forkserver_preload(["camwatch.metrics.aggregate"])
     mp.start_processes(_share, (str(tmp_path / "store"), str(tmp_path)), nprocs=2, start_method="forkserver")
-    alone = MetricCollection({metric.__name__: metric(num_classes=3) for metric in CLASSES})
-    maps, regions, labels = draw()
-    alone.update(maps, regions, labels=labels)
+    found, alike = everything()
+    fill(found, alike, slice(0, 24))
+    alone = {**found.compute(), **alike.compute()}
+    assert len(alone) == len(CLASSES) + 2
     for rank in range(2):
         shared = torch.load(tmp_path / f"{rank}.pt")
-        assert all(identical(shared[name], value) for name, value in alone.compute().items())
+        assert all(identical(shared[name], value) for name, value in alone.items())
 
 
 def test_metric_object_is_logged_by_lightning_over_the_whole_epoch(tmp_path):

@@ -199,6 +199,17 @@ def test_faithfulness_does_not_depend_on_batches_scale_or_the_random_state(small
     assert torch.get_rng_state().equal(state)
 
 
+def test_faithfulness_takes_no_images_and_half_precision(small):
+    net, images, maps, targets = small
+    predict = probabilities(net)
+    for function in (insertion_auc, deletion_auc, average_drop, average_increase, road):
+        assert function(predict, images[:0], maps[:0], targets[:0]).shape == (0,)
+        whole = function(predict, images, maps, targets)
+        half = function(lambda given: predict(given.float()), images.bfloat16(), maps.half(), targets.int())
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, whole, atol=0.02, rtol=0)
+
+
 def test_faithfulness_of_an_unsound_map_is_undefined(small):
     net, images, maps, targets = small
     maps = maps.clone()
@@ -273,6 +284,10 @@ def test_average_drop_of_a_uniform_map_is_zero(trained):
         ({"predict": lambda images: images}, r"return \(4, classes\), got \(4, 2, 5, 5\)"),
         ({"maps": torch.ones(3, 5, 5)}, r"as many maps \(N, h, w\), got \(4, 2, 5, 5\) and \(3, 5, 5\)"),
         ({"steps": 0}, "at least 1 step, got 0"),
+        ({"batch_size": 0}, "batch_size of at least 1, got 0"),
+        ({"targets": torch.tensor([0, 1])}, r"targets of shape \(4,\), one class index per image, got torch.int64"),
+        ({"targets": torch.rand(4)}, r"targets of shape \(4,\).*got torch.float32"),
+        ({"targets": torch.tensor([0, 1, 3, 2])}, "targets from 0 to 2, got . to 3"),
         ({"mode": "deleton"}, "unknown mode 'deleton'; did you mean 'deletion'"),
         ({"fill": "blurr"}, "unknown fill 'blurr'; did you mean 'blur'"),
         ({"fill": lambda images: images[:, :1]}, r"the fill returned \(4, 1, 5, 5\) for images of \(4, 2, 5, 5\)"),

@@ -35,6 +35,7 @@ _EXPORTS = {
             "runner_up",
             "within_class_agreement",
         ),
+        "alike": ("BetweenClassAgreement", "WithinClassAgreement"),
         "faithfulness": (
             "average_drop",
             "average_increase",
@@ -44,6 +45,7 @@ _EXPORTS = {
             "road",
         ),
         "functional": (
+            "centre_point",
             "centre_prior",
             "lift",
             "map_entropy",

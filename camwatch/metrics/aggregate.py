@@ -4,6 +4,7 @@ Each class is a function of ``camwatch.metrics`` and its options. Images whose n
 excluded and counted in ``n_undefined``. ``compute()`` is NaN where no image was scored.
 
 Example:
+    >>> import torch
     >>> metric = RelevanceMassAccuracy()
     >>> region = torch.tensor([[True, False]]).expand(2, 1, 2)
     >>> metric.update(torch.tensor([[[3.0, 1.0]], [[0.0, 0.0]]]), region)
@@ -13,89 +14,19 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from camwatch.errors import InputError
 from camwatch.metrics import faithfulness, functional
-from camwatch.metrics.cells import precise
-from camwatch.metrics.faithfulness import Predict
+from camwatch.metrics.faithfulness import SHARES, Predict
+from camwatch.metrics.mean import MeanOverImages
 from camwatch.metrics.perturbation import Fill
 from camwatch.regions import Regions
 
-# Sums are integers in units of 2^-32: so they are the same, to the last bit, in whatever order and on
-# however many processes the images come, and on devices without doubles.
-_UNIT = 2.0**-32
 
-
-class _MeanOverImages(Metric):
-    """The mean of a function's numbers.
-
-    Args:
-        num_classes: None for the mean over images, else the number of classes for the mean over the means of
-            the classes.
-        options: The function's.
-        kwargs: Passed on to ``torchmetrics.Metric``.
-    """
-
-    is_differentiable = False
-    higher_is_better: bool | None = None
-    full_state_update = False
-    _function: ClassVar[Callable[..., Tensor]]
-
-    def __init__(self, num_classes: int | None, options: Mapping[str, Any], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if num_classes is not None and num_classes < 1:
-            raise InputError(f"expected num_classes of at least 1 or None, got {num_classes}")
-        self.num_classes = num_classes
-        self.options = dict(options)
-        # A MetricCollection lets metrics share one state when theirs are equal after the first batch, which
-        # two of these can be by chance. States of different names are never shared.
-        words = (type(self).__name__, num_classes, *options.values())
-        self._sums = "sums_" + "_".join(str(getattr(word, "__name__", word)) for word in words)
-        self.add_state(self._sums, torch.zeros(3, num_classes or 1, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def _add(self, values: Tensor, labels: Tensor | None) -> None:
-        sums = getattr(self, self._sums)
-        values = values.to(sums.device)
-        if self.num_classes is None:
-            labels = torch.zeros_like(values, dtype=torch.int64)
-        elif labels is None or labels.shape != values.shape:
-            got = "none" if labels is None else f"shape {tuple(labels.shape)}"
-            raise InputError(f"with num_classes={self.num_classes}, expected {len(values)} labels, got {got}")
-        elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            span = f"{int(labels.min())} to {int(labels.max())}"
-            raise InputError(f"expected labels from 0 to {self.num_classes - 1}, got {span}")
-        scored = values.isfinite()
-        units = (values.where(scored, 0) / _UNIT).round().long()
-        sums.index_add_(1, labels.to(sums.device), torch.stack([units, scored.long(), (~scored).long()]))
-
-    def compute(self) -> Tensor:
-        """Returns the mean over the scored images; with ``num_classes``, over the classes of their means."""
-        return self.per_class().nanmean()
-
-    def per_class(self) -> Tensor:
-        """Returns (num_classes,): each class's mean on this process, NaN for one without a scored image."""
-        total, scored, _ = getattr(self, self._sums)
-        means: Tensor = precise(total) * _UNIT / scored
-        return means.float()
-
-    @property
-    def n_scored(self) -> int:
-        """How many images of this process the mean is over."""
-        return int(getattr(self, self._sums)[1].sum())
-
-    @property
-    def n_undefined(self) -> int:
-        """How many images of this process were excluded, because their number is undefined."""
-        return int(getattr(self, self._sums)[2].sum())
-
-
-class _Localization(_MeanOverImages):
+class _Localization(MeanOverImages):
     higher_is_better: bool | None = True
 
     def __init__(self, num_classes: int | None = None, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -146,6 +77,7 @@ class PointingGame(_Localization):
     """Mean of ``pointing_game``; the literature's score is the mean over classes, with ``num_classes``.
 
     Example:
+        >>> import torch
         >>> metric = PointingGame(num_classes=2)
         >>> maps = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
         >>> region = torch.tensor([[True, False]]).expand(3, 1, 2)
@@ -169,14 +101,20 @@ class RegionIoU(_Localization):
         super().__init__(num_classes, {"threshold": threshold}, **kwargs)
 
 
-class MapEntropy(_Localization):
-    """Mean of ``map_entropy``; ``update`` is given regions as its neighbours in a collection are."""
+class MapEntropy(MeanOverImages):
+    """Mean of ``map_entropy``."""
 
     higher_is_better = None
-    _function = staticmethod(lambda maps, regions: functional.map_entropy(maps))
+
+    def __init__(self, num_classes: int | None = None, **kwargs: Any) -> None:
+        super().__init__(num_classes, {}, **kwargs)
+
+    def update(self, maps: Tensor, regions: Tensor | Regions | None = None, labels: Tensor | None = None) -> None:
+        """Adds a batch; regions are ignored, and may be given because the others of a collection need them."""
+        self._add(functional.map_entropy(maps), labels)
 
 
-class _Faithfulness(_MeanOverImages):
+class _Faithfulness(MeanOverImages):
     def __init__(
         self,
         num_classes: int | None = None,
@@ -230,3 +168,6 @@ class ROAD(_Faithfulness):
 
     higher_is_better = True
     _function = staticmethod(faithfulness.road)
+
+    def __init__(self, shares: Sequence[float] = SHARES, noise: float = 0.01, **kwargs: Any) -> None:
+        super().__init__(options={"shares": tuple(shares), "noise": noise}, **kwargs)

@@ -58,7 +58,7 @@ def within_class_agreement(maps: Tensor, labels: Tensor) -> Tensor:
     """
     if labels.shape != maps.shape[:1]:
         raise InputError(f"expected labels of shape {tuple(maps.shape[:1])}, got {tuple(labels.shape)}")
-    unit = _standardize(flat(maps))
+    unit = standardized(maps)
     alike = (unit @ unit.T) / unit.shape[1]
     others = (labels[:, None] == labels[None, :]) & ~torch.eye(len(labels), dtype=torch.bool, device=maps.device)
     return alike.masked_fill(~others, NAN).nanmean(1).clamp(-1, 1).float()
@@ -93,6 +93,16 @@ def runner_up(scores: Tensor, labels: Tensor) -> Tensor:
         tensor([2])
     """
     return scores.float().scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+
+def standardized(maps: Tensor) -> Tensor:
+    """Returns (N, h w) cells of mean 0 and variance 1, whose mean product is the similarity; NaN without contrast.
+
+    Example:
+        >>> standardized(torch.tensor([[[0.0, 2.0]]]))
+        tensor([[-1.,  1.]], dtype=torch.float64)
+    """
+    return _standardize(flat(maps))
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,11 @@ def shares(maps: Tensor, regions: Tensor | Regions) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"expected regions of shape ({len(maps)}, H, W) for maps of {tuple(maps.shape)}, got {tuple(masks.shape)}"
         )
+    if masks.dtype != torch.bool and not bool(((masks >= 0) & (masks <= 1)).all()):
+        raise InputError(
+            f"expected regions of bool or of shares in [0, 1], got {masks.dtype} from {masks.min().item():.3g} to "
+            f"{masks.max().item():.3g}; pass masks > 0, or masks == k for class id k"
+        )
     grid = (maps.shape[-2], maps.shape[-1])
     if isinstance(regions, Regions):
         inside, counted = regions.pooled(grid), regions.considered(grid)

@@ -29,6 +29,9 @@ from camwatch.metrics.perturbation import Fill, filled, impute_linearly, places,
 Predict: TypeAlias = Callable[[Tensor], Tensor]
 Mode: TypeAlias = Literal["deletion", "insertion"]
 
+# Of the pixels, which are removed one after the other for ROAD.
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
 
 def deletion_auc(
     predict: Predict,
@@ -119,6 +122,7 @@ def perturbation_curve(
     if steps < 1:
         raise InputError(f"expected at least 1 step, got {steps}")
     place, sound = places(images, maps)
+    targets = _checked(images, targets, batch_size)
     absent = filled(images, fill)
     counts = torch.linspace(0, 1, steps + 1, device=images.device).mul(place.shape[1]).round().long()
 
@@ -162,7 +166,7 @@ def road(
     maps: Tensor,
     targets: Tensor,
     *,
-    shares: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    shares: Sequence[float] = SHARES,
     noise: float = 0.01,
     batch_size: int = 64,
 ) -> Tensor:
@@ -184,6 +188,7 @@ def road(
     if not shares or not all(0 < share < 1 for share in shares):
         raise InputError(f"expected shares in (0, 1), got {tuple(shares)}")
     place, sound = places(images, maps)
+    targets = _checked(images, targets, batch_size)
     pixels = place.shape[1]
     generator = torch.Generator().manual_seed(0)
 
@@ -204,6 +209,7 @@ def _masked(
     predict: Predict, images: Tensor, maps: Tensor, targets: Tensor, batch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     heatmaps, sound = upsampled(images, maps)
+    targets = _checked(images, targets, batch_size)
     both = ((images, targets), ((images * heatmaps[:, None]).to(images.dtype), targets))
     before, after = (
         _probabilities(predict, zip(torch.split(given, batch_size), torch.split(target, batch_size), strict=True))
@@ -212,10 +218,23 @@ def _masked(
     return before, after, sound
 
 
+def _checked(images: Tensor, targets: Tensor, batch_size: int) -> Tensor:
+    if batch_size < 1:
+        raise InputError(f"expected a batch_size of at least 1, got {batch_size}")
+    if tuple(targets.shape) != (len(images),) or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise InputError(
+            f"expected targets of shape ({len(images)},), one class index per image, "
+            f"got {targets.dtype} of {tuple(targets.shape)}"
+        )
+    return targets.to(images.device, torch.int64)
+
+
 def _probabilities(predict: Predict, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
     """Returns the targets' probabilities of all batches, one after the other."""
     found = []
     for images, targets in batches:
+        if not len(images):
+            continue
         with torch.no_grad():
             output = predict(images)
         if output.ndim != 2 or len(output) != len(images):
@@ -226,6 +245,9 @@ def _probabilities(predict: Predict, batches: Iterator[tuple[Tensor, Tensor]]) -
                 f"expected predict to return probabilities, got values from {span}; "
                 "pass for example lambda images: model(images).softmax(1)"
             )
+        low, high = int(targets.min()), int(targets.max())
+        if not 0 <= low <= high < output.shape[1]:
+            raise InputError(f"expected targets from 0 to {output.shape[1] - 1}, got {low} to {high}")
         found.append(output.float().gather(1, targets.to(output.device)[:, None])[:, 0])
     return torch.cat(found) if found else torch.zeros(0)
 

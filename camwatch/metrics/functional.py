@@ -182,12 +182,26 @@ def uniform_map(n: int, grid: tuple[int, int]) -> Tensor:
     return torch.ones(n, *grid)
 
 
-def centre_prior(n: int, grid: tuple[int, int]) -> Tensor:
-    """Returns (n, h, w): the baseline that looks at the centre, whatever the image.
+def centre_point(n: int, grid: tuple[int, int]) -> Tensor:
+    """Returns (n, h, w): the baseline that points at the centre; along an even side, at both cells beside it.
 
-    A Gaussian with a standard deviation of a quarter of each side; its peak is the centre point. On VOC07 the
-    centre point alone wins the pointing game on 69.6 % of all images, so a score without this baseline beside
-    it says little.
+    On VOC07 the centre point alone wins the pointing game on 69.6 % of all images (TorchRay's table): a score
+    without this baseline beside it says little.
+
+    Example:
+        >>> centre_point(1, (3, 4))[0]
+        tensor([[0., 0., 0., 0.],
+                [0., 1., 1., 0.],
+                [0., 0., 0., 0.]])
+    """
+    rows, columns = ((2 * torch.arange(side) + 1 - side).abs() <= 1 for side in grid)
+    return (rows[:, None] & columns[None, :]).float().expand(n, *grid).clone()
+
+
+def centre_prior(n: int, grid: tuple[int, int]) -> Tensor:
+    """Returns (n, h, w): the baseline that looks around the centre, whatever the image.
+
+    A Gaussian with a standard deviation of a quarter of each side; its peak is the centre point.
 
     Example:
         >>> centre_prior(1, (3, 3))[0, 1]

@@ -21,7 +21,9 @@ _NEIGHBOURS = {(dy, dx): 1 / (6 * max(1, abs(dy) + abs(dx))) for dy in (-1, 0, 1
 def places(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the place of each pixel in its map's order, 0 the highest, (N, H W), and which maps are sound."""
     values, sound = upsampled(images, maps)
-    shuffle = torch.randperm(values[0].numel(), generator=torch.Generator().manual_seed(0)).to(images.device)
+    shuffle = torch.randperm(values.shape[1] * values.shape[2], generator=torch.Generator().manual_seed(0)).to(
+        images.device
+    )
     order = shuffle[values.flatten(1)[:, shuffle].argsort(dim=1, descending=True, stable=True)]
     return order.argsort(1), sound
 
