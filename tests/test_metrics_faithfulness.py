@@ -25,6 +25,7 @@ from camwatch.metrics import (
     uniform_map,
 )
 from camwatch.metrics.perturbation import filled, impute_linearly
+from camwatch.metrics.sanity import RandomizationCheck
 
 SIZE = 20
 
@@ -394,7 +395,26 @@ def test_randomization_check_draws_a_figure_of_both_modes(trained):
     axes = check.figure().axes[0]
     assert [line.get_label() for line in axes.lines[:2]] == ["cascading", "independent"]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), check.cascading.nanmean(1))
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), check.independent.nanmean(1))
     assert [label.get_text() for label in axes.get_xticklabels()] == list(check.stages)
+    values = torch.tensor([[0.5, 0.7], [torch.nan, torch.nan], [0.1, torch.nan]])
+    blank = RandomizationCheck(("c", "b", "a"), values, torch.ones(3, 2), "b", "gradcam").figure()
+    (crosses,) = [line for line in blank.axes[0].lines if line.get_label() == "cascading: no contrast"]
+    assert crosses.get_xdata().tolist() == [1]
+    blank.canvas.draw()
+    box = blank.axes[0].yaxis.label.get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= blank.bbox.height, "the whole label is on the figure"
+
+
+def test_randomization_check_prints_a_line_per_stage():
+    values = torch.tensor([[0.5, 0.75], [0.25, torch.nan]])
+    check = RandomizationCheck(("head", "stem"), values, values.flip(1), "stem", "gradcam")
+    head, titles, *rows = str(check).splitlines()
+    assert head.startswith("gradcam at stem, 2 images") and titles.split()[:3] == [
+        "randomized", "cascading", "independent",
+    ]  # fmt: skip
+    assert [row.split()[:3] for row in rows] == [["head", "0.62", "0.62"], ["stem", "0.25", "0.25"]]
+    assert rows[1].endswith("1 maps without contrast") and "contrast" not in rows[0]
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class RandomizationCheck:
-    """How similar the maps stay to the trained model's when its weights become random.
+    """How similar the maps stay to the trained model's when its weights become random; ``print`` it.
 
     Values are Spearman's rank correlations over the cells: 1 the same map, 0 an unrelated one, NaN where a
-    map is blank.
+    map has no contrast (a blank one among them).
 
     Attributes:
         stages: (L,) names of what was randomized, from the top of the model down.
@@ -44,23 +44,43 @@ class RandomizationCheck:
     layer: str
     method: str
 
+    def __str__(self) -> str:
+        width = max(len("randomized"), *map(len, self.stages))
+        lines = [
+            f"{self.method} at {self.layer}, {self.cascading.shape[1]} images: mean rank correlation with the trained "
+            "model's map",
+            f"{'randomized':{width}}  cascading  independent  (1 the same map, 0 an unrelated one)",
+        ]
+        for i, stage in enumerate(self.stages):
+            cells = [f"{both[i].nanmean():.2f}" for both in (self.cascading, self.independent)]
+            flat = int(self.cascading[i].isnan().sum())
+            note = f"  cascading, {flat} maps without contrast" if flat else ""
+            lines.append(f"{stage:{width}}  {cells[0]:>9}  {cells[1]:>11}{note}")
+        return "\n".join(lines)
+
     def figure(self) -> Figure:
-        """Draws the mean similarity of both modes over the stages, with the range of half of the images."""
+        """Draws the mean similarity of both modes over the stages, with the range of half of the images.
+
+        A cross marks a stage at which no map has any contrast left.
+        """
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(2.5 + 0.35 * len(self.stages), 4), layout="constrained")
+        figure = Figure(figsize=(3.5 + 0.35 * len(self.stages), 4.8), layout="constrained")
         axes = figure.subplots()
         for name, values in (("cascading", self.cascading), ("independent", self.independent)):
-            places = range(len(self.stages))
+            places = torch.arange(len(self.stages))
             low, high = (values.nanquantile(q, dim=1) for q in (0.25, 0.75))
-            axes.plot(places, values.nanmean(1), marker="o", label=name)
+            (line,) = axes.plot(places, values.nanmean(1), marker="o", label=name)
             axes.fill_between(places, low, high, alpha=0.2)
+            gone = places[values.isnan().all(1)]
+            if len(gone):
+                axes.plot(gone, torch.zeros(len(gone)), "x", color=line.get_color(), label=f"{name}: no contrast")
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set_xticks(range(len(self.stages)), self.stages, rotation=60, ha="right", fontsize=8)
-        axes.set(ylabel="rank correlation with the trained model's map", xlabel="randomized, from the top down")
+        axes.set(ylabel="rank correlation with\nthe trained model's map", xlabel="randomized, from the top down")
         axes.set_ylim(-1.05, 1.05)
         axes.set_title(f"{self.method}, {self.layer}", fontsize=10)
-        axes.legend()
+        axes.legend(fontsize=8, loc="lower left")
         return figure
 
 
