@@ -204,13 +204,20 @@ def test_coco_masks_equal_pycocotools(tmp_path: Path) -> None:
 
 def test_coco_crowds_are_ignored_and_objects_without_mask_count_by_box(tmp_path: Path) -> None:
     assert list(coco.read(write_coco(tmp_path, iscrowd=1))["b.png"]) == ["ignore"]
-    assert boxes_of(coco.read(write_coco(tmp_path, segmentation=[])), tmp_path)[1] == [1, 2, 9, 12]
+    for nothing in ([], None, [[1, 2, 3, 4]]):  # the last one is a line
+        assert boxes_of(coco.read(write_coco(tmp_path, segmentation=nothing)), tmp_path)[1] == [1, 2, 9, 12]
 
 
 def test_coco_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.json").write_text('{"info": {}}')
-    with pytest.raises(RegionError, match=r"expected COCO's keys images and annotations, got \['info'\]"):
+    with pytest.raises(RegionError, match=r"expected COCO's keys annotations, images, got \['info'\]"):
         coco.read(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(RegionError, match=r"x.json: expected COCO's JSON, which this is not"):
+        coco.read(tmp_path / "x.json")
+    broken = coco.read(write_coco(tmp_path, segmentation={"size": [HEIGHT, WIDTH], "counts": "abc"}))
+    with pytest.raises(RegionError, match=r"b.png, annotation 3: pycocotools cannot read its segmentation"):
+        broken["b.png"]
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'camwatch\[coco\]'.*boxes=True"):
         read_coco(tmp_path)
@@ -229,6 +236,8 @@ def read_yolo(folder: Path) -> FileRegions:
 @pytest.mark.parametrize(
     ("name", "text", "read", "message"),
     [
+        ("a.xml", "<annotation>", voc.read, "expected VOC's XML, which this is not .no element found"),
+        ("a.json", '{"shapes"', labelme.read, "a.json: expected LabelMe's JSON, which this is not"),
         ("a.xml", "<html/>", voc.read, "root element annotation, got html"),
         ("a.xml", "<annotation><object/></annotation>", voc.read, "expected xmin, ymin"),
         ("a.txt", "x", voc.read, "a folder with .xml files"),
@@ -236,7 +245,7 @@ def read_yolo(folder: Path) -> FileRegions:
         ("a.txt", "cat 0.5 0.5 0.1 0.1", read_yolo, "got 'cat 0.5"),
         ("b.txt", "", read_yolo, "has the name of one of the 1 images"),
         ("a.txt", "x", labelme.read, "a folder with .json files"),
-        ("a.json", "[]", labelme.read, "LabelMe's keys shapes, imageHeight, imageWidth, got list"),
+        ("a.json", "[]", labelme.read, "LabelMe's keys imageHeight, imageWidth, shapes, got list"),
         ("a.txt", "x", masks.read, r"found no file \*.png"),
     ],
 )
@@ -257,6 +266,27 @@ def test_labelme_circles_have_their_area_and_points_are_left_out(tmp_path: Path)
         region = labelme.read(tmp_path)["a.png"]["allowed"]
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     assert region[0].tolist() == ((x - 20) ** 2 + (y - 15) ** 2 < 9.5**2).tolist()
+
+
+def test_labelme_reads_oriented_rectangles_and_leaves_out_what_is_unfinished(tmp_path: Path) -> None:
+    shapes = [
+        {"label": "a", "points": [[4, 4], [9, 4], [9, 8], [4, 8]], "shape_type": "oriented_rectangle"},
+        {"label": "b", "points": [], "shape_type": "polygon"},
+        {"label": "c", "points": [[1, 1], [20, 20]], "shape_type": "mask", "mask": None},
+    ]
+    content = {"shapes": shapes, "imagePath": "a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.warns(CamwatchWarning, match="without an area, mask, polygon"):
+        region = labelme.read(tmp_path)["a.png"]["allowed"]
+    assert region.shape == (1, HEIGHT, WIDTH) and region[0, 4:8, 4:9].all() and region.sum() == 20
+
+
+def test_yolo_labels_may_hold_a_confidence_and_lie_beside_the_images(tmp_path: Path) -> None:
+    image_files(tmp_path)
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2 0.93\n")
+    regions = yolo.read(tmp_path, tmp_path)
+    assert list(regions) == ["a.png"]
+    assert Regions.coerce([regions["a.png"]], 1, (HEIGHT, WIDTH)).boxes().tolist() == [[16, 12, 24, 18]]
 
 
 def test_masks_with_several_values_ask_for_their_meaning(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ Every ``read`` returns a ``FileRegions``: a mapping from image file name to regi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,3 +105,19 @@ class FileRegions(Mapping[str, Any]):
             if not ids:
                 return False
         return not self.per_class or label is None or label in ids
+
+
+def load_json(path: Path, expected: str, keys: set[str]) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        RegionError: It is no JSON, or lacks one of the keys.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RegionError(f"{path}: expected {expected}'s JSON, which this is not ({error})") from None
+    if not isinstance(content, dict) or not keys <= set(content):
+        got = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise RegionError(f"{path}: expected {expected}'s keys {', '.join(sorted(keys))}, got {got}")
+    return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import RegionError, UnsupportedError
-from camwatch.regions.readers import Class, FileRegions, Shape
+from camwatch.regions.readers import Class, FileRegions, Shape, load_json
 from camwatch.regions.shapes import box_mask
 
 
@@ -38,10 +37,7 @@ def read(
         RegionError: The file is no instances file.
         UnsupportedError: Masks are wanted and pycocotools is not installed.
     """
-    content = json.loads(Path(path).read_text())
-    if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
-        keys = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise RegionError(f"{path}: expected COCO's keys images and annotations, got {keys}")
+    content = load_json(Path(path), "COCO", {"annotations", "images"})
     names = {category["id"]: category["name"] for category in content.get("categories", [])}
 
     def called(category: Any) -> tuple[Class, ...]:
@@ -77,17 +73,21 @@ def _corners(annotation: dict[str, Any]) -> Tensor:
 
 def _mask(annotation: dict[str, Any], image: dict[str, Any]) -> Tensor:
     given = annotation.get("segmentation")
+    if isinstance(given, list):  # a part of fewer than three points has no area
+        given = [part for part in given if len(part) >= 6]
     size = (int(image["height"]), int(image["width"]))
     if not given:
         return box_mask(_corners(annotation)[None], size, str(image["file_name"]), [])
     decoder = _decoder()
-    if isinstance(given, list):
-        encoded = decoder.merge(decoder.frPyObjects([part for part in given if len(part) >= 6], *size))
-    elif isinstance(given["counts"], list):
-        encoded = decoder.frPyObjects(given, *size)
-    else:
-        encoded = given
-    mask = torch.from_numpy(decoder.decode(encoded)).bool()
+    try:
+        if isinstance(given, list):
+            encoded = decoder.merge(decoder.frPyObjects(given, *size))
+        else:
+            encoded = decoder.frPyObjects(given, *size) if isinstance(given["counts"], list) else given
+        mask = torch.from_numpy(decoder.decode(encoded)).bool()
+    except (KeyError, TypeError, ValueError) as error:
+        name = f"{image['file_name']}, annotation {annotation.get('id')}"
+        raise RegionError(f"{name}: pycocotools cannot read its segmentation ({error})") from error
     if tuple(mask.shape) != size:
         raise RegionError(f"{image['file_name']}: a mask of {tuple(mask.shape)} on an image of {size} pixels")
     return mask

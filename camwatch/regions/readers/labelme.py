@@ -1,10 +1,9 @@
-"""LabelMe JSON: polygons, rectangles, circles and masks. https://github.com/wkentaro/labelme"""
+"""LabelMe JSON: polygons, rectangles (oriented ones too), circles and masks. https://github.com/wkentaro/labelme"""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,8 +16,10 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import CamwatchWarning, RegionError
-from camwatch.regions.readers import Class, FileRegions, Shape
+from camwatch.regions.readers import Class, FileRegions, Shape, load_json
 from camwatch.regions.shapes import box_mask, polygon_mask
+
+POLYGONS = ("oriented_rectangle", "polygon", "rotation")
 
 
 def read(
@@ -47,10 +48,7 @@ def read(
         raise RegionError(f"{path}: expected a folder with .json files, found none")
     files: dict[str, Callable[[], list[Shape]]] = {}
     for source in sources:
-        content = json.loads(source.read_text())
-        if not isinstance(content, dict) or not {"shapes", "imageHeight", "imageWidth"} <= set(content):
-            keys = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise RegionError(f"{source}: expected LabelMe's keys shapes, imageHeight, imageWidth, got {keys}")
+        content = load_json(source, "LabelMe", {"imageHeight", "imageWidth", "shapes"})
         name = source.stem + PureWindowsPath(content.get("imagePath") or "").suffix
         files[name] = partial(_shapes, content["shapes"], (content["imageHeight"], content["imageWidth"]), source)
     return FileRegions(files, class_ids, zones, per_class)
@@ -65,10 +63,12 @@ def _shapes(found: list[dict[str, Any]], size: tuple[int, int], source: Path) ->
 
 
 def _mask(shape: dict[str, Any], size: tuple[int, int], source: Path) -> Tensor | None:
-    points = np.asarray(shape["points"], dtype=float)
+    points = np.asarray(shape["points"], dtype=float).reshape(-1, 2)
     kind = shape.get("shape_type") or "polygon"
+    if len(points) < 2:
+        return None
     low, high = points.min(0), points.max(0)
-    if kind == "polygon" and len(points) > 2:
+    if kind in POLYGONS and len(points) > 2:
         return polygon_mask(points, size)
     if kind == "rectangle":
         return box_mask(torch.tensor([[*low, *high]]), size, str(source), [])
@@ -76,7 +76,7 @@ def _mask(shape: dict[str, Any], size: tuple[int, int], source: Path) -> Tensor 
         radius = math.dist(*points.tolist())
         turn = np.linspace(0, 2 * np.pi, 361)[:-1]
         return polygon_mask(points[0] + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1), size)
-    if kind == "mask":  # a PNG of the part between its two points, both inside
+    if kind == "mask" and shape.get("mask"):  # a PNG of the part between its two points, both inside
         from PIL import Image
 
         part = torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))) > 0

@@ -41,7 +41,10 @@ def read(
         raise RegionError(f"{path}: expected a folder with .xml files, found none")
     files: dict[str, Callable[[], list[Shape]]] = {}
     for source in sources:
-        root = ElementTree.parse(source).getroot()
+        try:
+            root = ElementTree.parse(source).getroot()
+        except ElementTree.ParseError as error:
+            raise RegionError(f"{source}: expected VOC's XML, which this is not ({error})") from None
         if root.tag != "annotation":
             raise RegionError(f"{source}: expected the root element annotation, got {root.tag}")
         name = source.stem + Path(root.findtext("filename") or "").suffix

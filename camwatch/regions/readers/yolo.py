@@ -22,8 +22,8 @@ def read(
 ) -> FileRegions:
     """Reads a folder of label files.
 
-    A line is ``class cx cy width height``, or ``class x1 y1 x2 y2 x3 y3 …`` for a polygon (an oriented box is
-    one too). Classes are called by their number.
+    A line is ``class cx cy width height``, with or without a confidence behind it, or
+    ``class x1 y1 x2 y2 x3 y3 …`` for a polygon (an oriented box is one too). Classes are called by their number.
 
     Args:
         path: The folder with one .txt per image.
@@ -37,7 +37,8 @@ def read(
     """
     if isinstance(images, (str, Path)):
         images = sorted(Path(images).iterdir())
-    sources = {Path(image): Path(path) / f"{Path(image).stem}.txt" for image in images}
+    pictures = [Path(image) for image in images if Path(image).suffix != ".txt"]  # both may share a folder
+    sources = {image: Path(path) / f"{image.stem}.txt" for image in pictures}
     files: dict[str, Callable[[], list[Shape]]] = {
         image.name: partial(_shapes, image, source) for image, source in sources.items() if source.is_file()
     }
@@ -60,8 +61,8 @@ def _shapes(image: Path, source: Path) -> list[Shape]:
         except ValueError:
             kind, values = -1, torch.empty(0)
         scale = torch.tensor([width, height])
-        if len(values) == 4:
-            centre, extent = values[:2] * scale, values[2:] * scale
+        if len(values) in (4, 5):
+            centre, extent = values[:2] * scale, values[2:4] * scale
             box = torch.cat([centre - extent / 2, centre + extent / 2])
             # shares are written with few digits: what is off by less than 1/100 pixel lies on the edge
             edge = torch.where((box - box.round()).abs() < 0.01, box.round(), box)
