@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from cam_nets import TRANSFORMERS_ONLY, network_for
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from camwatch import Explanation, explain, layers, methods
-from camwatch.cam.dispatch import needs_layer
 from camwatch.errors import UnsupportedError
 
 IMAGES = torch.rand(3, 3, 16, 20, generator=torch.Generator().manual_seed(3))
@@ -167,16 +166,74 @@ def test_several_layers_equal_plain(name: str) -> None:
         torch.testing.assert_close(one.maps, expected(layer))
 
 
+def within_no_grad(method: str) -> nn.Module:
+    net = network_for(method)
+    features = net.features
+    net.features = lambda images: torch.no_grad()(features)(images)
+    return net
+
+
+def checkpointed(method: str, reentrant: bool) -> nn.Module:
+    net = network_for(method)
+    features = net.features
+    net.features = lambda images: checkpoint(features, images, use_reentrant=reentrant)
+    return net
+
+
+def created_in_inference_mode(method: str) -> nn.Module:
+    with torch.inference_mode():
+        return network_for(method)
+
+
+NETWORKS: dict[str, Callable[[str], nn.Module]] = {
+    "frozen": lambda method: network_for(method).requires_grad_(False),
+    "train mode": lambda method: network_for(method).train(),
+    "backbone under no_grad": within_no_grad,
+    "checkpoint reentrant": lambda method: checkpointed(method, True),
+    "checkpoint non-reentrant": lambda method: checkpointed(method, False),
+    "created in inference mode": created_in_inference_mode,
+    "compiled": lambda method: torch.compile(network_for(method), backend="eager"),
+    "channels_last": lambda method: network_for(method).to(memory_format=torch.channels_last),
+    "DataParallel": lambda method: nn.DataParallel(network_for(method)),
+}
+
+
 @pytest.mark.parametrize("method", methods())
-@pytest.mark.parametrize("name", ["no_grad block", "checkpoint reentrant", "created in inference mode"])
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore::camwatch.errors.CamwatchWarning")
 def test_every_method_equals_plain(name: str, method: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        layer = "body" if needs_layer(method) else None
-        plain = explain(Net(), IMAGES, target=LABELS, layer=layer, method=method).maps
-        with torch.inference_mode():
-            found = explain(MODELS[name](), IMAGES, target=LABELS, layer=layer, method=method).maps
-    torch.testing.assert_close(found, plain)
+    plain = explain(network_for(method), IMAGES, target=LABELS, method=method).maps
+    assert plain.isfinite().all() and plain.amax() > 0
+    for caller in CALLERS.values():
+        with caller():
+            found = explain(NETWORKS[name](method), IMAGES, target=LABELS, method=method).maps
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5 * float(plain.max()))
+
+
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.filterwarnings("ignore::camwatch.errors.CamwatchWarning")
+def test_every_method_takes_k_targets_and_batches(method: str) -> None:
+    target = torch.stack([LABELS, (LABELS + 1) % 3], 1)
+    whole = explain(network_for(method), IMAGES, target=target, method=method).maps
+    assert whole.shape[:2] == (3, 2) and whole.ndim == 4 and whole.dtype == torch.float32
+    if method == "random":
+        return
+    single = explain(network_for(method), IMAGES, target=target[:, 1], method=method).maps
+    torch.testing.assert_close(whole[:, 1], single, rtol=1e-4, atol=1e-5 * float(single.max()))
+    if method in ("smoothgrad", "smoothgradcam++", "sscam"):  # noise is drawn for a batch as a whole
+        return
+    parts = explain(network_for(method), IMAGES, target=target, method=method, batch_size=2).maps
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5 * float(whole.max()))
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("method", sorted({*methods()} - TRANSFORMERS_ONLY))
+@pytest.mark.filterwarnings("ignore::camwatch.errors.CamwatchWarning")
+def test_every_method_takes_signals_and_volumes(method: str, axes: int) -> None:
+    images = torch.rand(2, 3, *[12, 8, 8][:axes], generator=torch.Generator().manual_seed(0))
+    target = torch.arange(3).expand(2, 3)  # one of the classes has evidence for it
+    maps = explain(network_for(method, axes=axes), images, target=target, method=method).maps
+    assert maps.ndim == 2 + axes and maps.isfinite().all() and maps.amax() > 0
 
 
 def test_inference_mode_inside_forward_is_refused_clearly() -> None:

@@ -123,7 +123,9 @@ def test_image_method_takes_any_number_of_axes_and_targets(method: str, axes: in
 
 
 def test_image_method_refuses_a_layer(images: Tensor) -> None:
-    with pytest.raises(InputError, match="'saliency' explains the image itself, no layer: leave layer= out, got '3'"):
+    with pytest.raises(
+        InputError, match="'saliency' explains the image itself, no layer: leave layer= and fuse= out, got '3'"
+    ):
         explain(net(), images, layer="3", method="saliency")
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cam_nets import TRANSFORMERS_ONLY, Staged, ViT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from camwatch import explain, layers, methods
+from camwatch.cam import Contrast
 from camwatch.errors import CamwatchError
 
 ACTIVATIONS = [nn.ReLU, nn.GELU, nn.SiLU, lambda: nn.ReLU(inplace=True), nn.Tanh]
@@ -48,7 +50,7 @@ class Interruptible(nn.Module):
 
 @st.composite
 def networks(draw: Any) -> nn.Module:
-    """A small convolutional network in a random state: modes, gradients, frozen parameters, extra hooks."""
+    """A small network in a random state: modes, gradients, frozen parameters."""
     torch.manual_seed(draw(st.integers(0, 99)))
     width, blocks = draw(st.integers(1, 4)), []
     channels = 3
@@ -59,7 +61,12 @@ def networks(draw: Any) -> nn.Module:
         body += [nn.Dropout(0.3)] if draw(st.booleans()) else []
         blocks += [*body, Residual(nn.Conv2d(width, width, 1))] if draw(st.booleans()) else body
         channels = width
-    net = nn.Sequential(*blocks, Interruptible(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+    if draw(st.booleans()):
+        way = draw(st.sampled_from(["fused", "method", "module"]))
+        net = ViT(draw(st.integers(0, 2)), way, patch=2, blocks=draw(st.integers(1, 2)))
+        net.head = nn.Sequential(Interruptible(), net.head)
+    else:
+        net = nn.Sequential(*blocks, Interruptible(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
     for module in net.modules():
         module.training = draw(st.booleans())
     for parameter in net.parameters():
@@ -95,7 +102,7 @@ def state(net: nn.Module) -> dict[str, Any]:
             torch.is_autocast_enabled("cpu"),
             torch.backends.mha.get_fastpath_enabled(),
             torch.get_num_threads(),
-            torch.utils.checkpoint.CheckpointFunction,
+            dict(vars(torch.utils.checkpoint)),
         ),
     }
 
@@ -127,7 +134,7 @@ CONTEXTS = {
 @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(net=networks(), interrupt=st.sampled_from([0, 1, 2, 3]), context=st.sampled_from(sorted(CONTEXTS)))
 def test_explain_leaves_no_trace(method: str, net: nn.Module, interrupt: int, context: str) -> None:
-    next(m for m in net if isinstance(m, Interruptible)).countdown = interrupt
+    next(m for m in net.modules() if isinstance(m, Interruptible)).countdown = interrupt
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
     with CONTEXTS[context](), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -138,10 +145,24 @@ def test_explain_leaves_no_trace(method: str, net: nn.Module, interrupt: int, co
     assert images.grad is None
 
 
+@pytest.mark.parametrize("options", [{"smooth": True}, {"fuse": "mean"}, {"target": Contrast(0)}], ids=str)
+@settings(deadline=None, max_examples=8)
+@given(net=networks(), interrupt=st.sampled_from([0, 1, 2, 3]))
+def test_explain_with_options_leaves_no_trace(options: dict[str, Any], net: nn.Module, interrupt: int) -> None:
+    next(m for m in net.modules() if isinstance(m, Interruptible)).countdown = interrupt
+    images = torch.rand(2, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = state(net)
+        with contextlib.suppress(ZeroDivisionError, CamwatchError):
+            explain(net, images, **{"target": 1, **options})
+        assert_same(before, state(net))
+
+
 @settings(deadline=None, max_examples=20)
 @given(net=networks(), interrupt=st.booleans())
 def test_layers_leaves_no_trace(net: nn.Module, interrupt: bool) -> None:
-    next(m for m in net if isinstance(m, Interruptible)).countdown = int(interrupt)
+    next(m for m in net.modules() if isinstance(m, Interruptible)).countdown = int(interrupt)
     images = torch.rand(2, 3, 8, 8)
     before = state(net)
     with contextlib.suppress(ZeroDivisionError, CamwatchError):
@@ -153,10 +174,7 @@ def test_layers_leaves_no_trace(net: nn.Module, interrupt: bool) -> None:
 def test_explain_leaves_training_bit_for_bit(method: str) -> None:
     def train(watched: bool) -> list[Tensor]:
         torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            nn.Linear(4, 3),
-        )  # fmt: skip
+        net = ViT() if method in TRANSFORMERS_ONLY else Staged(dropout=0.5)
         optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
         for _ in range(3):
             loss = nn.functional.cross_entropy(net(torch.rand(4, 3, 8, 8)), torch.tensor([0, 1, 2, 0]))

@@ -12,8 +12,18 @@ Example:
 """
 
 from camwatch.cam.capture import LayerCapture
+from camwatch.cam.comparisons import BoxScores, Contrast, Similarity
 from camwatch.cam.engine import explain
 from camwatch.cam.explanation import Explanation
 from camwatch.cam.methods import grad_cam, hires_cam
 
-__all__ = ["Explanation", "LayerCapture", "explain", "grad_cam", "hires_cam"]
+__all__ = [
+    "BoxScores",
+    "Contrast",
+    "Explanation",
+    "LayerCapture",
+    "Similarity",
+    "explain",
+    "grad_cam",
+    "hires_cam",
+]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.capture import substitute
 from camwatch.cam.explanation import join_outputs
 from camwatch.cam.layout import Layout
 from camwatch.cam.structure import replace, tensors
+from camwatch.cam.taps import substitute
 from camwatch.errors import TargetError
 
 Variants = Callable[[Tensor, int, int], Tensor]
@@ -90,7 +90,7 @@ class Access:
         with torch.no_grad():
             for start in progress(range(0, count, step), label):
                 variants = make(start, min(start + step, count))
-                found += self._rate_blocks(self.forward(variants.flatten(0, 1)), len(variants))
+                found += self.rate_blocks(self.forward(variants.flatten(0, 1)), len(variants))
         return torch.stack(found)
 
     def rate_activations(
@@ -139,7 +139,8 @@ class Access:
         found = [t for t in tensors(output) if t.is_floating_point()]
         return all(_repeats(one, three) for one, three in zip(expected, found, strict=True))
 
-    def _rate_blocks(self, output: Any, m: int) -> list[Tensor]:
+    def rate_blocks(self, output: Any, m: int) -> list[Tensor]:
+        """Scores the output of M x N images, block by block: M scores (N, K)."""
         n = len(self.images)
         return [self.rate(_rows(output, list(range(j * n, (j + 1) * n)), m * n)) for j in range(m)]
 

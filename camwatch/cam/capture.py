@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -231,30 +230,3 @@ class LayerCapture:
                 )
         values = [self._laid_out(i, g) for i, g in enumerate(found) if g is not None]
         return values if self._several else values[0]
-
-
-@contextmanager
-def substitute(module: nn.Module, value: Tensor, call: int = 1) -> Iterator[None]:
-    """Hands on a value in the place of the tensor of its form that the module returns on its n-th call.
-
-    The value's batch may be larger than the module's: what follows then runs on the larger one.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())
-        >>> with substitute(net[0], torch.zeros(5, 2, 3, 3)):
-        ...     net(torch.rand(1, 1, 3, 3)).shape
-        torch.Size([5, 18])
-    """
-    calls = 0
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        nonlocal calls
-        chosen = next((t for t in tensors(output) if t.is_floating_point() and t.shape[1:] == value.shape[1:]), None)
-        calls += chosen is not None
-        return replace(output, lambda t: value if t is chosen else t) if calls == call else output
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -98,3 +98,25 @@ def _without_checkpointing() -> Iterator[None]:
         yield
     finally:
         checkpoint.CheckpointFunction = original  # type: ignore[misc]
+
+
+@contextmanager
+def without_recomputation() -> Iterator[None]:
+    """Runs non-reentrant checkpoints as plain calls.
+
+    For methods that exchange what modules hand on: the second run, in the backward pass, would differ from the first.
+    """
+    from torch.utils import checkpoint
+
+    def plain(*args: Any, **kwargs: Any) -> Iterator[None]:
+        yield
+
+    names = [name for name in vars(checkpoint) if name.startswith("_checkpoint_without_reentrant_generator")]
+    originals = {name: getattr(checkpoint, name) for name in names}  # torch 2.14 has two
+    try:
+        for name in names:
+            setattr(checkpoint, name, plain)
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(checkpoint, name, original)

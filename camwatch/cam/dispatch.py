@@ -1,4 +1,4 @@
-"""From a method's name to the maps of one batch: which methods there are, and what each is given."""
+"""From a method's name to the maps of one batch: what each kind of method is given."""
 
 from __future__ import annotations
 
@@ -13,65 +13,25 @@ from camwatch.cam.access import Access, Site, per_image
 from camwatch.cam.capture import LayerCapture
 from camwatch.cam.layout import Layout
 from camwatch.cam.methods import GRADIENT_METHODS, Method
-from camwatch.cam.perturbation import ablation_cam, occlusion, score_cam
-from camwatch.cam.pixels import guided_backprop, guided_grad_cam, saliency, smooth_grad
-from camwatch.cam.rescored import finer_cam, random_map, shapley_cam
+from camwatch.cam.registry import IMAGE_METHODS, SITE_METHODS, STAGE_METHODS
+from camwatch.cam.registry import needs_layer as needs_layer
 from camwatch.cam.structure import find_module, replace
-from camwatch.cam.targets import Target, predicted_classes, score
-from camwatch.errors import InputError, unknown
+from camwatch.cam.targets import Target, score, settle
 
-ImageMethod = Callable[[Access], Tensor]
-SiteMethod = Callable[[Access, Site], Tensor]
 Forward = Callable[[Any, Tensor], Any]
-
-SITE_METHODS: dict[str, SiteMethod] = {
-    "ablationcam": ablation_cam,
-    "finercam": finer_cam,
-    "guidedgradcam": guided_grad_cam,
-    "random": random_map,
-    "scorecam": score_cam,
-    "shapleycam": shapley_cam,
-}
-IMAGE_METHODS: dict[str, ImageMethod] = {
-    "guidedbackprop": guided_backprop,
-    "occlusion": occlusion,
-    "saliency": saliency,
-    "smoothgrad": smooth_grad,
-}
-
-
-def methods() -> tuple[str, ...]:
-    """Returns the names that ``method=`` takes.
-
-    Example:
-        >>> "gradcam" in methods()
-        True
-    """
-    return tuple(sorted([*GRADIENT_METHODS, *SITE_METHODS, *IMAGE_METHODS]))
-
-
-def check_method(method: str | Method) -> None:
-    """Raises InputError for an unknown name; the message offers near names."""
-    if not callable(method) and method not in methods():
-        raise InputError(unknown("method", method, methods(), limit=99))
-
-
-def needs_layer(method: str | Method) -> bool:
-    """Tells whether a method explains a layer; the others explain the image itself."""
-    return callable(method) or method not in IMAGE_METHODS
 
 
 def explain_batch(
     model: nn.Module,
-    images: Tensor,
-    target: Target,
     names: list[str],
     layouts: list[Layout | None],
     method: str | Method,
     forward: Forward,
     batch_size: int | None,
+    images: Tensor,
+    target: Target,
 ) -> tuple[list[Tensor], Any]:
-    """Returns one layer after another's maps (N[, K], *grid), and the model's output without its graph."""
+    """Returns each map asked for, (N[, K], *grid), and the model's output without its graph."""
     call = partial(forward, model)
     if not isinstance(method, str) or method in GRADIENT_METHODS:
         with LayerCapture(model, names, size=images.shape[2:], layouts=layouts) as capture:
@@ -80,7 +40,7 @@ def explain_batch(
             function = GRADIENT_METHODS[method] if isinstance(method, str) else method
             return _gradient_maps(function, capture, score(output, target)), replace(output, Tensor.detach)
     sites: list[Site] = []
-    if method in SITE_METHODS:
+    if method not in IMAGE_METHODS:
         with LayerCapture(model, names, size=images.shape[2:], layouts=layouts) as capture:
             output = replace(call(images), Tensor.detach)
         modules = [find_module(model, name)[1] for name in names]
@@ -89,13 +49,18 @@ def explain_batch(
     else:
         with torch.no_grad():
             output = replace(call(images), Tensor.detach)
-    fixed = predicted_classes(output) if isinstance(target, str) else target
+    fixed = settle(output, target)
 
     def rate(output: Any) -> Tensor:
         return per_image(score(output, fixed), len(images)).float()
 
     access = Access(model, images, output, call, rate, batch_size, _classes(fixed, images))
-    found = [SITE_METHODS[method](access, site) for site in sites] or [IMAGE_METHODS[method](access)]
+    if method in SITE_METHODS:
+        found = [SITE_METHODS[method](access, site) for site in sites]
+    elif method in STAGE_METHODS:
+        found = [STAGE_METHODS[method](access, sites)]
+    else:
+        found = [IMAGE_METHODS[method](access)]
     several = score(output, fixed).ndim == 2
     return [maps if several else maps[:, 0] for maps in found], output
 

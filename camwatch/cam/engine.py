@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -13,55 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from camwatch.cam.capture import UnreachedError
+from camwatch.cam.degenerate import BlankMapWarning as BlankMapWarning
+from camwatch.cam.degenerate import warn_of_flaws
 from camwatch.cam.detach import run_detached, through_no_grad
 from camwatch.cam.dispatch import Forward as Forward
-from camwatch.cam.dispatch import check_method as check_method
-from camwatch.cam.dispatch import explain_batch, needs_layer
-from camwatch.cam.dispatch import methods as methods
+from camwatch.cam.dispatch import explain_batch
 from camwatch.cam.explanation import Explanation, concatenate
+from camwatch.cam.fusion import check_fusion, fuse_explanations, stages
 from camwatch.cam.layers import Layer, find_layers, without_zero_weights
 from camwatch.cam.layout import Layout
 from camwatch.cam.methods import Method
+from camwatch.cam.neutral import Neutral, call_plainly, check_images, prepare
+from camwatch.cam.registry import STAGE_METHODS, needs_layer
+from camwatch.cam.registry import check_method as check_method
+from camwatch.cam.registry import methods as methods
+from camwatch.cam.smoothing import augmented
 from camwatch.cam.structure import find_module, unwrap
-from camwatch.cam.targets import Target, check_target, class_scores, two_sided
-from camwatch.errors import CamwatchWarning, InputError
-from camwatch.isolation import eval_mode, isolate_rng, plain_execution
+from camwatch.cam.targets import Target, check_target, class_scores, select, two_sided
+from camwatch.errors import InputError
 
 LayerName = str | nn.Module
-
-
-class BlankMapWarning(CamwatchWarning):
-    """A map shows nothing: all zero, not finite, or the same everywhere."""
-
-
-def _call(model: Any, images: Tensor) -> Any:
-    return model(images)
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point() or not len(images):
-        arrived = (
-            f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        )
-        raise InputError(f"images must be a floating tensor (N, C, H, W), N >= 1, as the model takes it; got {arrived}")
-
-
-class _Neutral(ExitStack):
-    """A model in evaluation mode, without a trace of what runs inside: the engine's outer context."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        for context in (plain_execution(), isolate_rng(), eval_mode(model)):
-            self.enter_context(context)
-
-
-def _prepare(model: nn.Module, images: Tensor) -> Tensor:
-    """Moves images to the model's device and, outside autocast, to its dtype, as a normal tensor."""
-    reference = next((p for p in model.parameters() if p.is_floating_point()), images)
-    device = reference.device
-    dtype = images.dtype if torch.is_autocast_enabled(device.type) else reference.dtype
-    moved = images.detach().to(device=device, dtype=dtype)
-    return moved.clone() if moved.is_inference() else moved
+Once = Callable[[Tensor, Target], tuple[list[Tensor], Any]]
 
 
 def layers(model: nn.Module, images: Tensor, *, forward: Forward | None = None) -> list[Layer]:
@@ -80,12 +50,12 @@ def layers(model: nn.Module, images: Tensor, *, forward: Forward | None = None) 
         >>> layers(net, torch.rand(1, 3, 16, 16))[-1]
         Layer(name='1', grid=(7, 7), channels=8, default=True)
     """
-    _check_images(images)
+    check_images(images)
     model = unwrap(model)
-    with _Neutral(model):
-        sample = _prepare(model, images[:1])
+    with Neutral(model):
+        sample = prepare(model, images[:1])
         found: list[Layer] = run_detached(
-            model, lambda: find_layers(model, sample, forward or _call), change=without_zero_weights
+            model, lambda: find_layers(model, sample, forward or call_plainly), change=without_zero_weights
         )
         return found
 
@@ -101,13 +71,13 @@ def predict(
         >>> predict(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(2, 1, 2, 2)).shape
         torch.Size([2, 3])
     """
-    _check_images(images)
+    check_images(images)
     model = unwrap(model)
-    call = forward or _call
+    call = forward or call_plainly
     parts = []
-    with _Neutral(model), torch.no_grad():
+    with Neutral(model), torch.no_grad():
         for batch in torch.split(images, batch_size or len(images)):
-            output = run_detached(model, partial(call, model, _prepare(model, batch)))
+            output = run_detached(model, partial(call, model, prepare(model, batch)))
             scores = two_sided(class_scores(output)).float()
             parts.append((scores.flatten(2).mean(2) if scores.ndim > 2 else scores).cpu())
     return torch.cat(parts)
@@ -123,6 +93,8 @@ def explain(  # type: ignore[overload-overlap]  # a string is a sequence of stri
     method: str | Method = ...,
     batch_size: int | None = ...,
     forward: Forward | None = ...,
+    fuse: str | None = ...,
+    smooth: bool = ...,
 ) -> Explanation: ...
 
 
@@ -136,7 +108,24 @@ def explain(
     method: str | Method = ...,
     batch_size: int | None = ...,
     forward: Forward | None = ...,
+    fuse: None = ...,
+    smooth: bool = ...,
 ) -> list[Explanation]: ...
+
+
+@overload
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    target: Target = ...,
+    layer: Sequence[LayerName],
+    method: str | Method = ...,
+    batch_size: int | None = ...,
+    forward: Forward | None = ...,
+    fuse: str,
+    smooth: bool = ...,
+) -> Explanation: ...
 
 
 def explain(
@@ -148,6 +137,8 @@ def explain(
     method: str | Method = "gradcam",
     batch_size: int | None = None,
     forward: Forward | None = None,
+    fuse: str | None = None,
+    smooth: bool = False,
 ) -> Explanation | list[Explanation]:
     """Explains a batch of images: where is the evidence for a class?
 
@@ -159,17 +150,22 @@ def explain(
         images: (N, C, H, W) float as the model takes them; (N, C, L) and (N, C, D, H, W) likewise.
         target: "predicted"; a class index; (N,) integers; (N, K) integers for K maps per image from one
             forward pass; (N, classes) bool or float for the mean score of the positives; or a callable
-            from the model's output to scores (N,) or (N, K). Explained is the logit, not the probability.
+            from the model's output to scores (N,) or (N, K), such as ``Contrast`` (why this class and not that
+            one), ``Similarity`` (of embeddings) and ``BoxScores`` (of a detector) in ``camwatch.cam``.
+            Explained is the logit, not the probability.
         layer: A name or module, a sequence of these (one forward pass for all), or None: found by a dry
             pass over one image. ``camwatch.layers(model, images)`` lists them. Methods that explain the
-            image itself (saliency, occlusion and the like) take none; their layer is called "input".
+            image itself (saliency, rollout and the like) take none; their layer is called "input".
         method: One of ``camwatch.methods()``, or a function (activations, gradients) -> maps.
         batch_size: Images per forward pass; all at once by default. A callable target sees one such batch.
             Methods that run the model again count their variants of the images too.
         forward: Callable (model, images) -> output, where ``model(images)`` is not the way.
+        fuse: "mean", "max" or "product": one map from several layers, each scaled to [0, 1] and upsampled to the
+            finest; without layer= the deepest layer of every grid.
+        smooth: Average the maps over six copies of the images: mirrored or not, times 0.9, 1 and 1.1.
 
     Returns:
-        An Explanation, or a list of these where a sequence of layers was given.
+        An Explanation, or a list of these where a sequence of layers was given and not fused.
 
     Raises:
         InputError: Unusable images or method.
@@ -183,58 +179,66 @@ def explain(
         >>> e.layer, e.maps.shape, e.heatmaps().shape
         ('1', torch.Size([2, 14, 14]), torch.Size([2, 16, 16]))
     """
-    _check_images(images)
+    check_images(images)
     check_target(target, len(images))
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, got {batch_size}")
     check_method(method)
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     model = unwrap(model)
-    several = layer is not None and not isinstance(layer, (str, nn.Module))
-    call = forward or _call
+    several = layer is not None and not isinstance(layer, (str, nn.Module)) and fuse is None
+    call = forward or call_plainly
 
-    layouts: list[Layout | None]
-    if not needs_layer(method):
-        if layer is not None:
-            raise InputError(
-                f"the method {name!r} explains the image itself, no layer: leave layer= out, got {layer!r}"
-            )
-        names, layouts = ["input"], []
-    elif layer is None:
-        default = next(found for found in layers(model, images, forward=forward) if found.default)
-        names, layouts = [default.name], [default.layout]
-    else:
-        chosen: list[LayerName] = list(layer) if several else [layer]  # type: ignore[arg-type, list-item]
-        names, layouts = [find_module(model, one)[0] for one in chosen], [None] * len(chosen)
-
+    names, layouts = _places(model, images, layer, method, fuse, forward)
+    labels = names if needs_layer(method) else ["input"]
     step = batch_size or len(images)
     parts: list[list[Explanation]] = []
-    with _Neutral(model):
+    with Neutral(model):
         for start in range(0, len(images), step):
             rows = slice(start, start + step)
-            batch = _prepare(model, images[rows])
-            wanted = target[rows] if isinstance(target, Tensor) else target
-            run = partial(explain_batch, model, batch, wanted, names, layouts, method, call, batch_size)
+            batch = prepare(model, images[rows])
+            once = partial(explain_batch, model, names, layouts, method, call, batch_size)
+            run = partial(augmented if smooth else _plainly, once, batch, select(target, rows))
             try:
                 maps, output = run_detached(model, run)
             except UnreachedError:
                 maps, output = run_detached(model, partial(through_no_grad, run))
             size = tuple(images.shape[2:])
-            parts.append([Explanation(m, output, n, name, size) for m, n in zip(maps, names, strict=True)])
+            parts.append([Explanation(m, output, n, name, size) for m, n in zip(maps, labels, strict=True)])
     explanations = [replace(concatenate(list(column)), images=images) for column in zip(*parts, strict=True)]
+    if fuse is not None:
+        explanations = [fuse_explanations(explanations, fuse)]
     for explanation in explanations:
-        _warn_of_blank_maps(explanation)
+        warn_of_flaws(explanation.flaws(), explanation.method, explanation.layer, stacklevel=2)
     return explanations if several else explanations[0]
 
 
-def _warn_of_blank_maps(explanation: Explanation) -> None:
-    blank = explanation.blank()
-    if bool(blank.any()):
-        warnings.warn(
-            BlankMapWarning(
-                f"{int(blank.sum())} of {blank.numel()} maps of {explanation.method} at {explanation.layer!r} show "
-                f"nothing (all zero, not finite, or the same everywhere): no evidence for the target was found "
-                f"there; try a shallower layer or another method, and check that the weights are finite"
-            ),
-            stacklevel=3,
-        )
+def _plainly(once: Once, images: Tensor, target: Target) -> tuple[list[Tensor], Any]:
+    return once(images, target)
+
+
+def _places(
+    model: nn.Module,
+    images: Tensor,
+    layer: LayerName | Sequence[LayerName] | None,
+    method: str | Method,
+    fuse: str | None,
+    forward: Forward | None,
+) -> tuple[list[str], list[Layout | None]]:
+    """Returns the names of the layers that a method looks at, and how they lie on the image where that is known."""
+    check_fusion(fuse)
+    if not needs_layer(method):
+        if layer is not None or fuse is not None:
+            raise InputError(
+                f"the method {method!r} explains the image itself, no layer: leave layer= and fuse= out, got "
+                f"{layer!r} and {fuse!r}"
+            )
+        if method not in STAGE_METHODS:
+            return [], []
+    if layer is None:
+        found = layers(model, images, forward=forward)
+        one_per_grid = fuse is not None or method in STAGE_METHODS
+        chosen = stages(found) if one_per_grid else [one for one in found if one.default]
+        return [one.name for one in chosen], [one.layout for one in chosen]
+    given: list[LayerName] = [layer] if isinstance(layer, (str, nn.Module)) else list(layer)
+    return [find_module(model, one)[0] for one in given], [None] * len(given)

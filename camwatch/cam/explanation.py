@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from camwatch.cam.degenerate import flaws
 from camwatch.cam.targets import probabilities
 from camwatch.errors import InputError
 
@@ -56,8 +57,8 @@ class Explanation:
     ) -> Tensor:
         """Returns (N, 3, H, W) uint8 pictures: the images in true colours under their heatmaps.
 
-        Of K targets per image the first is shown. Where a map is blank, the plain image is hatched instead,
-        lest it look like a result.
+        Of K targets per image the first is shown. Where a map is blank or saturated, the plain image is hatched
+        instead, lest it look like a result.
 
         Args:
             images: (N, C, H, W), as the model took them; those that were explained by default.
@@ -68,14 +69,14 @@ class Explanation:
         from camwatch import imaging
 
         pictures = imaging.true_colours(self._drawn(images), **true_colours)
-        heatmaps, blank = self.heatmaps().to(pictures.device), self.blank().to(pictures.device)
-        if heatmaps.ndim == 4:
-            heatmaps, blank = heatmaps[:, 0], blank[:, 0]
+        heatmaps = self.heatmaps().to(pictures.device)
+        heatmaps = heatmaps[:, 0] if heatmaps.ndim == 4 else heatmaps
+        flawed = torch.tensor([bool(flaw) for flaw in self._first_flaws()], device=pictures.device)
         overlays = imaging.overlay(pictures, heatmaps, alpha=alpha, colormap=colormap)
         rows, columns = (torch.arange(n, device=pictures.device) for n in self.size)
         grey = torch.full((), 128, dtype=torch.uint8, device=pictures.device)
         hatched = torch.where((rows[:, None] + columns) % 12 < 3, grey, imaging.to_uint8(pictures))
-        return torch.where(blank[:, None, None, None], hatched, overlays)
+        return torch.where(flawed[:, None, None, None], hatched, overlays)
 
     def top(self, k: int = 5) -> tuple[Tensor, Tensor]:
         """Returns the (N, k) most probable classes and their probabilities, highest first.
@@ -96,9 +97,19 @@ class Explanation:
             >>> Explanation(torch.ones(1, 2, 2), None, "0", "gradcam", (4, 4)).blank()
             tensor([True])
         """
-        flat = self.maps.flatten(-len(self.size))
-        span = flat.amax(-1) - flat.amin(-1)
-        return ~(span > 1e-6 * flat.abs().amax(-1))  # also True where NaN
+        found = [flaw not in ("", "saturated") for flaw in self.flaws()]
+        return torch.tensor(found, device=self.maps.device).view(self.maps.shape[: -len(self.size)])
+
+    def flaws(self) -> list[str]:
+        """Names what is wrong with each map: "zero", "not finite", "constant", "saturated", or "" for a sound one.
+
+        The first three are blank. A saturated map's cells differ by less than a tenth: to the eye it is one colour.
+
+        Example:
+            >>> Explanation(torch.zeros(1, 2, 2), None, "0", "gradcam", (4, 4)).flaws()
+            ['zero']
+        """
+        return flaws(self.maps, len(self.size))
 
     def figure(
         self,
@@ -125,7 +136,7 @@ class Explanation:
         pictures = imaging.true_colours(images, **true_colours).permute(0, 2, 3, 1).cpu().numpy()
         overlays = self.overlays(images, alpha, colormap, **true_colours).permute(0, 2, 3, 1).cpu().numpy()
         heatmaps = self.heatmaps().cpu().reshape(len(images), -1, *self.size)[:, 0].numpy()
-        blank = self.blank().reshape(len(images), -1)[:, 0]
+        flawed = self._first_flaws()
         classes, values = (t.cpu() for t in self.top(5))
         height = 2.6 * self.size[0] / self.size[1]
         figure = Figure(figsize=(10.5, (height + 0.35) * len(images) + 0.2), layout="constrained")
@@ -134,8 +145,9 @@ class Explanation:
             row[0].imshow(pictures[i])
             row[1].imshow(heatmaps[i], cmap=colormap, vmin=0, vmax=1)
             row[2].imshow(overlays[i])
-            if blank[i]:
-                row[1].set_xlabel("blank map: shows nothing", color="crimson")
+            if flawed[i]:
+                shown = "saturated map" if flawed[i] == "saturated" else f"blank map ({flawed[i]})"
+                row[1].set_xlabel(f"{shown}: shows nothing", color="crimson")
             if i == 0:
                 for axis, title in zip(row, ["original", f"{self.method}, {self.layer}", "overlay"], strict=False):
                     axis.set_title(title, fontsize=10)
@@ -146,6 +158,11 @@ class Explanation:
             row[3].axis("off")
             row[3].text(0, 0.5, "\n".join(lines), va="center", family="monospace", fontsize=9)
         return figure
+
+    def _first_flaws(self) -> list[str]:
+        """Each image's flaw, of its first target's map."""
+        targets = self.maps.shape[1] if self.maps.ndim > 1 + len(self.size) else 1
+        return self.flaws()[::targets]
 
     def _drawn(self, images: Tensor | None) -> Tensor:
         chosen = self.images if images is None else images

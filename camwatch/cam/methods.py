@@ -28,7 +28,7 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     return (weights.view(*weights.shape, *[1] * (activations.ndim - 2)) * activations).sum(1).relu()
 
 
-def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Divides; 0 where the denominator is 0, because nothing was there to be weighted."""
     zero = denominator == 0
     return torch.where(zero, torch.zeros_like(numerator), numerator / denominator.masked_fill(zero, 1))
@@ -72,7 +72,7 @@ def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
                  [0., 2.]]])
     """
     axes = _spatial(activations)
-    weights = _quotient(gradients.relu(), 2 + activations.sum(axes, keepdim=True) * gradients)
+    weights = quotient(gradients.relu(), 2 + activations.sum(axes, keepdim=True) * gradients)
     return weighted_sum(activations, weights.sum(axes))
 
 
@@ -120,7 +120,7 @@ def xgrad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
         tensor([[1., 3.]])
     """
     axes = _spatial(activations)
-    weights = _quotient((activations * gradients).sum(axes), activations.sum(axes))
+    weights = quotient((activations * gradients).sum(axes), activations.sum(axes))
     return weighted_sum(activations, weights)
 
 

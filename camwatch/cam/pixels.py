@@ -5,7 +5,7 @@ Maps have the image's own resolution. Each is the largest magnitude over the ima
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -68,14 +68,20 @@ def smooth_grad(access: Access) -> Tensor:
 
     Source: Smilkov et al., SmoothGrad, arXiv 1706.03825, section 3.
     """
-    axes = tuple(range(1, access.images.ndim))
-    low, high = access.images.amin(axes, keepdim=True), access.images.amax(axes, keepdim=True)
-    generator = torch.Generator().manual_seed(0)
     total = torch.zeros((), device=access.images.device)
-    for _ in progress(range(SAMPLES), "SmoothGrad"):
-        noise = torch.randn(access.images.shape, generator=generator).to(access.images)
-        total = total + input_gradients(access, access.images + NOISE * (high - low) * noise)
+    for copy in noisy_copies(access.images, SAMPLES, "SmoothGrad"):
+        total = total + input_gradients(access, copy)
     return _strongest(total / SAMPLES)
+
+
+def noisy_copies(images: Tensor, count: int, label: str) -> Iterator[Tensor]:
+    """Yields copies of the images with noise of 0.15 of each one's range, the same at every call."""
+    axes = tuple(range(1, images.ndim))
+    low, high = images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in progress(range(count), label):
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        yield images + NOISE * (high - low) * noise
 
 
 class _Guided(TorchFunctionMode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +13,43 @@ from torch import Tensor
 from camwatch.cam.structure import tensors
 from camwatch.errors import TargetError
 
-Target = str | int | Tensor | Callable[[Any], Tensor]
+Target = str | int | Tensor | Callable[[Any], Tensor]  # a PerImage is such a callable
 SCORE_KEYS = ("logits", "out", "scores", "prediction", "predictions", "preds", "y_hat")
+
+
+class PerImage(ABC):
+    """A callable on the model's output that has a part for each image."""
+
+    @abstractmethod
+    def __call__(self, output: Any) -> Tensor:
+        """Returns the scores (N,) or (N, K)."""
+
+    @abstractmethod
+    def rows(self, rows: slice) -> PerImage:
+        """Returns the target of some of the images."""
+
+    @abstractmethod
+    def settled(self, output: Any) -> PerImage:
+        """Returns the target that asks for the same classes whatever the model returns next."""
+
+
+def select(target: Target, rows: slice) -> Target:
+    """Returns the target of some of the images."""
+    if isinstance(target, PerImage):
+        return target.rows(rows)
+    return target[rows] if isinstance(target, Tensor) else target
+
+
+def settle(output: Any, target: Target) -> Target:
+    """Returns the target that asks for the same classes whatever the model returns next.
+
+    Example:
+        >>> settle(torch.tensor([[0.1, 2.0]]), "predicted")
+        tensor([1])
+    """
+    if isinstance(target, PerImage):
+        return target.settled(output)
+    return predicted_classes(output) if isinstance(target, str) else target
 
 
 def class_scores(output: Any) -> Tensor:
