@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from camwatch.cam.access import Access
 from camwatch.cam.capture import choose
 from camwatch.cam.layout import Grid, token_grid
-from camwatch.cam.structure import tensors
+from camwatch.cam.structure import named_modules, tensors
 from camwatch.cam.taps import around
 from camwatch.errors import UnsupportedError
 
@@ -137,7 +137,7 @@ def find_blocks(access: Access) -> list[nn.Module]:
         if len(seen) == first + 1 and tokens_of(output, seen[first]) is not None:
             blocks[first] = module  # the outer one leaves last
 
-    inner = [module for module in access.model.modules() if module is not access.model]
+    inner = [module for _, module in named_modules(access.model)]
     with torch.no_grad(), around(inner, leave, lambda module: running.append(len(seen))), SeeAttention(note):
         access.forward(access.images)
     if sorted(blocks) != list(range(len(seen))) or len(set(map(id, blocks.values()))) != len(blocks):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from camwatch.cam.layout import Layout, lay_out
-from camwatch.cam.structure import find_module, replace, tensors, unwrap
+from camwatch.cam.structure import channels_last, find_module, replace, tensors, unwrap
 from camwatch.errors import LayerError, UnsupportedError
 
 
@@ -125,7 +125,7 @@ class LayerCapture:
         shape = tuple(tensor.shape)
         if given is not None and tensor.ndim == 2 + (len(given.grid) if given.prefix is None else 1):
             return given if given.apply(tensor).shape[1:] == (given.channels, *given.grid) else None
-        last = isinstance(self._modules[index], (nn.Linear, nn.LayerNorm))
+        last = channels_last(self._modules[index])
         return lay_out(shape, self._size, self._batch or shape[0], channels_last=last)
 
     def __enter__(self) -> LayerCapture:

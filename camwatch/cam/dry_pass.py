@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from camwatch.cam.capture import choose
 from camwatch.cam.layout import Grid, Layout, lay_out
-from camwatch.cam.structure import replace, tensors
+from camwatch.cam.structure import channels_last, named_modules, replace, tensors
 
 Shape = tuple[int, ...]
 
@@ -95,8 +95,8 @@ class DryPass:
         self._leaves = [image.detach().clone().requires_grad_()]
         handles: list[RemovableHandle] = []
         try:
-            for name, module in model.named_modules():
-                if name and not isinstance(module, torch.jit.ScriptModule):
+            for name, module in named_modules(model):
+                if not isinstance(module, torch.jit.ScriptModule):
                     handles += self._watch(name, module)
             self.output = forward(model, self._leaves[0])
         finally:
@@ -157,7 +157,7 @@ class DryPass:
                 while min(grid, default=0) > 1:  # later stages merge patches two by two
                     grids.add(grid)
                     grid = tuple((cells + 1) // 2 for cells in grid)
-        last = {visit.output for visit in self.visits if isinstance(visit.module, (nn.Linear, nn.LayerNorm))}
+        last = {visit.output for visit in self.visits if channels_last(visit.module)}
         lengths = {shape[1] for shape in last if len(shape) == 3}
 
         def read(shape: Shape) -> Layout | None:

@@ -12,7 +12,9 @@ from camwatch.cam.access import Access
 from camwatch.cam.capture import UnreachedError
 from camwatch.cam.layout import lay_out
 from camwatch.cam.perturbation import INTERPOLATION, unit
+from camwatch.cam.structure import named_modules
 from camwatch.cam.taps import record_calls
+from camwatch.errors import UnsupportedError
 
 
 def fullgrad(access: Access) -> Tensor:
@@ -29,6 +31,7 @@ def fullgrad(access: Access) -> Tensor:
 
     Raises:
         UnreachedError: The model cuts the graph between pixels and score.
+        UnsupportedError: The biases are in no layer of torch.
     """
     size = tuple(access.images.shape[2:])
     maps = []
@@ -48,7 +51,12 @@ def full_gradients(access: Access) -> list[tuple[Tensor, list[Tensor]]]:
     They add up to the score of a network that is piecewise linear (equation 4).
     """
     size, n = tuple(access.images.shape[2:]), len(access.images)
-    modules = [module for module in access.model.modules() if added_bias(module) is not None]
+    modules = [module for _, module in named_modules(access.model) if added_bias(module) is not None]
+    if not modules and any(name.endswith("bias") for name, _ in access.model.named_parameters()):
+        raise UnsupportedError(
+            f"FullGrad knows the biases of torch's own layers, and {type(access.model).__name__} has others; "
+            f"take 'gradcam' or 'saliency'"
+        )
     leaf = access.images.detach().clone().requires_grad_()
     found = []
     with record_calls(modules, lambda tensor: tensor.ndim >= 2 and tensor.shape[0] == n) as calls:

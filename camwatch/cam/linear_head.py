@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from camwatch.cam.access import Access, Site
 from camwatch.cam.methods import weighted_sum
-from camwatch.cam.structure import replace
+from camwatch.cam.structure import named_modules, replace
 from camwatch.cam.taps import around
 from camwatch.cam.targets import class_scores
 from camwatch.errors import UnsupportedError
@@ -51,7 +51,7 @@ def _linear_head(access: Access, site: Site) -> tuple[Tensor, Any]:
             if bool((read - average).abs().amax() <= 1e-2 * average.abs().amax()):  # bf16 rounds
                 found.append(weight.flatten(1).float())
 
-    heads = [module for module in access.model.modules() if isinstance(module, (nn.Linear, _ConvNd))]
+    heads = [module for _, module in named_modules(access.model) if isinstance(module, (nn.Linear, _ConvNd))]
     with torch.no_grad(), around(heads, leave):
         output = replace(access.forward(access.images), Tensor.detach)
     classes = class_scores(output).shape[1]

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from camwatch.cam.structure import channels_last
 from camwatch.errors import InputError
 from camwatch.isolation import eval_mode, isolate_rng, plain_execution
 
 
 def call_plainly(model: Any, images: Tensor) -> Any:
-    """How a model is called where nothing else is said."""
-    return model(images)
+    """How a model is called where nothing else is said; a Keras model takes (N, H, W, C)."""
+    turned = hasattr(model, "_flatten_layers") and any(channels_last(layer) for layer in model._flatten_layers())
+    return model(images.movedim(1, -1) if turned else images)
 
 
 def check_images(images: Tensor) -> None:

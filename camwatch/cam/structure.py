@@ -23,6 +23,31 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields every module inside a model once, with its name; Keras layers too, which torch does not register.
+
+    Example:
+        >>> [name for name, _ in named_modules(nn.Sequential(nn.Sequential(nn.ReLU())))]
+        ['0', '0.0']
+    """
+    seen = {id(model)}
+
+    def inside(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        layers = getattr(module, "layers", None) if hasattr(module, "_flatten_layers") else None
+        for name, child in [(layer.name, layer) for layer in layers] if layers else module._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                yield prefix + name, child
+                yield from inside(f"{prefix}{name}.", child)
+
+    yield from inside("", model)
+
+
+def channels_last(module: nn.Module) -> bool:
+    """Whether a module's output has its channels last, by its kind."""
+    return isinstance(module, (nn.Linear, nn.LayerNorm)) or getattr(module, "data_format", None) == "channels_last"
+
+
 def find_module(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
     """Returns a layer's name and module.
 
@@ -34,7 +59,7 @@ def find_module(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Modul
         ('0', ReLU())
     """
     model = unwrap(model)
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = dict(named_modules(model))
     if isinstance(layer, str):
         if layer not in modules:
             raise LayerError(unknown(f"layer of {type(model).__name__}", layer, modules))
