@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +183,10 @@ def test_resuming_with_other_detectors_keeps_what_fits(tmp_path):
     assert same(second.state_dict()["detectors"]["drop"], third_of.state_dict()["detectors"]["drop"])
 
 
-def test_a_kill_loses_nothing_but_the_unfinished_snapshot(tmp_path):
-    sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+def test_a_kill_loses_nothing_but_the_unfinished_snapshot(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
     import kill
 
-    outcomes = kill.kill_repeatedly(tmp_path, times=3, seed=0)
-    assert [one.problem for one in outcomes] == [""] * 3
-    assert any(one.snapshots for one in outcomes)
+    outcomes = [kill.kill_once(tmp_path, after) for after in (1.5, 1.1, 2.0)]  # the second and third are resumed
+    assert [one.problem for one in outcomes] == [""] * 3, outcomes
+    assert any(one.snapshots for one in outcomes), outcomes

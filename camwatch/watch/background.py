@@ -16,6 +16,36 @@ from camwatch.errors import CamwatchWarning
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
+class Notes:
+    """What went wrong on other threads, to be told on this one: the first of each kind, later ones are counted.
+
+    Example:
+        >>> notes = Notes()
+        >>> notes.add("disk", "the disk is full")
+        >>> notes.add("disk", "the disk is full")
+        >>> notes.take(), notes.take()
+        (['the disk is full. Further ones of this kind are not reported'], [])
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+        self._messages: list[str] = []
+
+    def add(self, kind: str, message: str) -> None:
+        """Keeps a message if it is the first of its kind."""
+        with self._lock:
+            self._counts[kind] = self._counts.get(kind, 0) + 1
+            if self._counts[kind] == 1:
+                self._messages.append(f"{message}. Further ones of this kind are not reported")
+
+    def take(self) -> list[str]:
+        """Returns the messages since the last call."""
+        with self._lock:
+            messages, self._messages = self._messages, []
+        return messages
+
+
 class BackgroundWriter:
     """Runs jobs in the order given, on one thread that exists only while there are any.
 
@@ -32,6 +62,7 @@ class BackgroundWriter:
     Args:
         capacity: Jobs that may be pending, the one that runs included.
         patience: Seconds that ``submit`` waits at most.
+        notes: Where errors are kept until a caller can be warned; writers that share them report a fault once.
 
     Example:
         >>> writer, done = BackgroundWriter(), []
@@ -43,14 +74,13 @@ class BackgroundWriter:
         [0, 1, 2]
     """
 
-    def __init__(self, capacity: int = 8, patience: float = 10.0) -> None:
+    def __init__(self, capacity: int = 8, patience: float = 10.0, notes: Notes | None = None) -> None:
         self.capacity, self.patience = capacity, patience
+        self._notes = notes or Notes()
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._thread: threading.Thread | None = None
         self._stalled = False
-        self._counts: dict[str, int] = {}
-        self._messages: list[str] = []
         _writers.add(self)
 
     def submit(self, job: Callable[..., Any], *args: Any) -> None:
@@ -62,7 +92,7 @@ class BackgroundWriter:
                 self._jobs.append((job, args))
                 self._start()
             else:
-                self._note(
+                self._notes.add(
                     "full",
                     f"writing is too slow: {self.capacity} jobs are pending for {self.patience:g} s, new ones are "
                     "dropped until it goes on",
@@ -87,7 +117,7 @@ class BackgroundWriter:
                 dropped = len(self._jobs) - 1
                 while len(self._jobs) > 1:
                     self._jobs.pop()
-                self._note(
+                self._notes.add(
                     "closed",
                     f"writing did not end within {timeout:g} s: one job is left running, {dropped} were dropped",
                 )
@@ -115,10 +145,11 @@ class BackgroundWriter:
             try:
                 job(*args)
             except BaseException as error:  # a SystemExit, too, must not end the thread before the jobs behind it
-                with self._changed:
-                    name = getattr(job, "__qualname__", type(job).__name__)
-                    kind = f"{name} {type(error).__name__}"
-                    self._note(kind, f"{name} failed and training goes on: {type(error).__name__}: {error}")
+                name = getattr(job, "__qualname__", type(job).__name__)
+                # A full disk or a read-only folder is one fault, whichever job meets it.
+                number = getattr(error, "errno", None)
+                kind = f"{type(error).__name__} {name if number is None else number}"
+                self._notes.add(kind, f"{name} failed and training goes on: {type(error).__name__}: {error}")
             del job, args
             with self._changed:
                 self._jobs.popleft()
@@ -127,15 +158,8 @@ class BackgroundWriter:
                 if not self._jobs:
                     return
 
-    def _note(self, kind: str, message: str) -> None:
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        if self._counts[kind] == 1:
-            self._messages.append(f"{message}. Further ones of this kind are not reported")
-
     def _hand_back(self) -> None:
-        with self._changed:
-            messages, self._messages = self._messages, []
-        for message in messages:
+        for message in self._notes.take():
             warnings.warn(message, CamwatchWarning, stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:

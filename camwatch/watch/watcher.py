@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,17 +21,16 @@ from camwatch.errors import CamwatchWarning, DisplayWarning, InputError
 from camwatch.panel import Panel
 from camwatch.records import Alarm, Snapshot
 from camwatch.watch.actions import alarm_actions
-from camwatch.watch.archive import Archive
-from camwatch.watch.background import BackgroundWriter
 from camwatch.watch.cue import Cue, find_cue
 from camwatch.watch.film_strip import FilmStrip
-from camwatch.watch.publish import Sheets, publish, publish_cue, publish_panel, publish_scalars, publish_texts
+from camwatch.watch.judging import Judge, judge_each, make_detectors
+from camwatch.watch.output import Output
+from camwatch.watch.publish import Sheets
 from camwatch.watch.share import Share, lacks_memory
 from camwatch.watch.snapshot import Measured, PanelTarget, Recipe, expected, measure, shared_predict, write_recipe
 
 if TYPE_CHECKING:
     from camwatch.watch.writers import Writer
-    from camwatch.watch.writers.tensorboard import PlainTensorBoardWriter
 
 
 class Watcher:
@@ -93,7 +92,7 @@ class Watcher:
             raise InputError(f"show must be 0 or more and probe_every 1 or more, got {show} and {probe_every}")
         self.model = model
         self.panel = Panel.coerce(panel)
-        self.detectors = drift.coerce(detectors)
+        self.detectors = make_detectors(detectors)
         self.name = name
         self.planned = planned
         self.history: list[Snapshot] = []
@@ -114,23 +113,19 @@ class Watcher:
         self._last: Measured | None = None
         self._alarms: list[Alarm] = []
         self._alarms_at_end: list[Alarm] = []
-        self._background = BackgroundWriter()
-        self._archive: Archive | None = None
-        self._writers: list[Writer] = []
-        self._opened: list[PlainTensorBoardWriter] = []
-        self._store_images = store_images
         self._warned: set[str] = set()
         # What can be monitored is there from the start, with what an uninformative map would have.
         self.published: dict[str, float] = {"alarm": 0.0} | expected(self._recipe, probes=bool(self.detectors))
-        if self._share.rank == 0:
-            if self.panel.stretched and show:
-                warnings.warn(
-                    "no normalization was found in the data set's transforms, so each image is shown stretched to its "
-                    "own range; pass denormalize=(mean, std) with the panel for true colours",
-                    DisplayWarning,
-                    stacklevel=3,
-                )
-            self._open(directory, writers)
+        first = self._share.rank == 0  # the one that writes
+        if first and self.panel.stretched and show:
+            warnings.warn(
+                "no normalization was found in the data set's transforms, so each image is shown stretched to its "
+                "own range; pass denormalize=(mean, std) with the panel for true colours",
+                DisplayWarning,
+                stacklevel=3,
+            )
+        self._output = Output(directory, writers, self._sheets, name) if first else Output(None, (), self._sheets, name)
+        self._output.panel(self.panel, store_images)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -145,7 +140,7 @@ class Watcher:
     @property
     def archive(self) -> Path | None:
         """The folder of the archive; None where none is kept (or on another process)."""
-        return None if self._archive is None else Path(self._archive.path)
+        return self._output.archive
 
     def snapshot(self, epoch: int, step: int, *, averaged: bool = False) -> Snapshot:
         """Explains and measures the panel now.
@@ -235,9 +230,8 @@ class Watcher:
         scalars["alarm"] = float(bool(self.alarms))
         # A value that is undefined now is carried forward: whoever monitors the key finds it, and never NaN.
         self.published |= scalars
-        if self._share.rank == 0:
-            self._log(scalars, snapshot.global_step)
-            self._background.submit(self._write, measured, tuple(alarms), self._film.frames)
+        self._log(scalars, snapshot.global_step)
+        self._output.snapshot(measured, tuple(alarms), self._film.frames)
         for alarm in alarms:
             self._act(alarm)
         return kept
@@ -261,9 +255,7 @@ class Watcher:
         except Exception as error:
             self._warn_once("cue", f"the cue could not be named; training goes on. {type(error).__name__}: {error}")
             return alarms
-        if self._share.rank == 0:
-            step = alarms[0].global_step
-            self._background.submit(publish_cue, self._writers, self.panel, cue, self.name, step)
+        self._output.cue(self.panel, cue, alarms[0].global_step)
         return [
             dataclasses.replace(
                 alarm, message=f"{alarm.message} {cue.sentence}", evidence={**alarm.evidence, "cue": cue.evidence}
@@ -279,30 +271,17 @@ class Watcher:
         # Kept apart: of a run that is continued after all they are no part.
         alarms = self._alarms_at_end = self._share.first(self._judge(drift.finish, snapshot))
         self.published["alarm"] = float(bool(self.alarms))
-        if self._share.rank == 0:
-            moment = (snapshot.epoch, snapshot.global_step)
-            if alarms and self._archive is not None:
-                raised = [alarm for alarm in self.alarms if (alarm.epoch, alarm.global_step) == moment]
-                self._background.submit(self._archive.append, snapshot, raised)
-            self._background.submit(publish_texts, self._writers, alarms, self.summary(), self.name, moment[1])
+        moment = (snapshot.epoch, snapshot.global_step)
+        if alarms:
+            raised = [alarm for alarm in self.alarms if (alarm.epoch, alarm.global_step) == moment]
+            self._output.record(snapshot, raised)
+        self._output.texts(alarms, self.summary(), moment[1])
         for alarm in alarms:
             self._act(alarm)
         self.close()
 
-    def _judge(self, judge: Callable[[list[Any], Snapshot], list[Alarm]], snapshot: Snapshot) -> list[Alarm]:
-        """Lets every detector judge; one that fails keeps none of the others from it."""
-        alarms: list[Alarm] = []
-        for detector in self.detectors:
-            try:
-                alarms += judge([detector], snapshot)
-            except CamwatchWarning:  # a warning turned into an error by the user's filter
-                raise
-            except Exception as error:
-                self._warn_once(
-                    f"detector {detector.name}",
-                    f"the detector {detector.name!r} failed and was passed over: {type(error).__name__}: {error}",
-                )
-        return alarms
+    def _judge(self, judge: Judge, snapshot: Snapshot) -> list[Alarm]:
+        return judge_each(self.detectors, judge, snapshot, self._warn_once)
 
     def _act(self, alarm: Alarm) -> None:
         for action in self._on_alarm:
@@ -318,45 +297,11 @@ class Watcher:
             self._warned.add(kind)
             warnings.warn(message, CamwatchWarning, stacklevel=5)
 
-    # What is written, and where.
-
-    def _open(self, directory: str | Path | None, writers: Sequence[Writer] | None) -> None:
-        if directory is not None:
-            self._archive = Archive(Path(directory))
-        if writers is None and directory is not None:
-            from camwatch.watch.writers.tensorboard import summary_writer
-
-            writers = self._opened = [summary_writer(directory)]
-        self._writers = list(writers or ())
-        self._background.submit(self._write_panel)
-        # Waited for: a data loader's workers are forked next, which must not happen amid another thread's imports.
-        self._background.flush()
-
-    def _write_panel(self) -> None:
-        if self._archive is not None:
-            state = self.panel.state_dict()
-            if not self._store_images:
-                state["images"] = None
-            self._archive.write_panel(state, self.layers, {"name": self.name})
-        publish_panel(self._writers, self._sheets, self.name)
-
     def _log(self, scalars: Mapping[str, float], step: int) -> None:
-        # On the calling thread: it is cheap, and loggers write their own scalars there.
         try:
-            publish_scalars(self._writers, self.tags(scalars), step)
+            self._output.scalars(self.tags(scalars), step)
         except Exception as error:
             self._warn_once("log", f"a logger refused the scalars; training goes on. {type(error).__name__}: {error}")
-
-    def _write(self, measured: Measured, alarms: Sequence[Alarm], frames: Sequence[Any]) -> None:
-        errors: list[Exception] = []
-        if self._archive is not None:
-            try:
-                self._archive.append(measured.snapshot, alarms)
-            except Exception as error:  # the writers still get theirs
-                errors.append(error)
-        publish(self._writers, self._sheets, measured, alarms, frames, self.name)
-        if errors:
-            raise errors[0]
 
     def tags(self, values: Mapping[str, float]) -> dict[str, float]:
         """Returns scalars under their logged tags: the first layer's both with and without its name."""
@@ -372,13 +317,11 @@ class Watcher:
 
     def flush(self) -> None:
         """Waits until everything so far is written."""
-        self._background.flush()
+        self._output.flush()
 
     def close(self) -> None:
         """Writes what is left and ends the writer thread; a later snapshot starts another."""
-        self._background.close()
-        for writer in self._opened:
-            writer.close()
+        self._output.close()
 
     def summary(self) -> str:
         """Returns what was measured over the run, and what cannot be concluded from it."""
@@ -402,7 +345,7 @@ class Watcher:
             "reference": dict(self._reference),
             "film": self._film.state_dict(),
             "published": dict(self.published),
-            "archive": None if self._archive is None else str(self._archive.path.absolute()),
+            "archive": None if self.archive is None else str(self.archive.absolute()),
             "layers": self.layers,
             "panel": self._fingerprint,
         }
@@ -425,10 +368,7 @@ class Watcher:
         self._reference = dict(state["reference"])
         self._film.load_state_dict(state["film"])
         self.published |= state["published"]
-        if self._archive is not None:
-            self._background.submit(self._archive.take_over, state["archive"], list(self.history), list(self._alarms))
-            # Waited for: killed in the middle, a later run would find these snapshots in neither archive.
-            self._background.flush()
+        self._output.take_over(state["archive"], self.history, self._alarms)
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Kills a training run at random instants (SIGKILL), resumes it, and reads what is left each time.
+"""Kills a training run at random instants (SIGKILL), resumes it, kills it again, and reads what is left each time.
 
     python tests/benchmarks/kill.py --times 100
 
 After each kill: the archive can be read without a damaged file, its snapshots follow each other without a gap, and
-none is missing that the run had reported as written (one may be unfinished). Half of the kills hit a run that was
-itself resumed from its newest checkpoint.
+at most the last one that the run had taken is missing. Every second kill hits a run that was resumed from the newest
+checkpoint of the one before; of its snapshots at most one, the unfinished one of before, has no maps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,22 +29,24 @@ class Outcome:
     """What one kill left.
 
     Attributes:
-        after: Seconds from the first snapshot to the kill.
-        reported: Snapshots that the run had counted by then.
+        after: Seconds from the beginning of the set-up to the kill.
+        reported: Snapshots that the run had counted by then; 0 where it was killed before the first.
         snapshots: How many are in the archive.
+        resumed: Whether the run went on from a checkpoint.
+        without_maps: How many of the snapshots had to be taken from that checkpoint.
         problem: What is wrong; empty if nothing.
-        without_maps: How many of them had to be taken from the checkpoint.
     """
 
     after: float
-    reported: int
-    snapshots: int
-    problem: str
+    reported: int = 0
+    snapshots: int = 0
+    resumed: bool = False
     without_maps: int = 0
+    problem: str = ""
 
 
 def train(folder: Path, checkpoint: str | None) -> None:
-    """A run without an end; prints a line for every snapshot that it has handed to the writer."""
+    """A run without an end; prints a line for every snapshot that it has taken."""
     import pytorch_lightning as pl
     from nets import SmallNet, data, loader, trainer
     from pytorch_lightning.callbacks import ModelCheckpoint
@@ -53,12 +55,14 @@ def train(folder: Path, checkpoint: str | None) -> None:
     from camwatch import CAMMonitor
 
     class Report(pl.Callback):
+        def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+            print("begun", flush=True)
+
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            print(monitor.archive, flush=True)
             self.on_train_epoch_end(trainer, pl_module)
 
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            print(len(monitor.history), flush=True)
+            print(len(monitor.history), monitor.archive, flush=True)
 
     warnings.simplefilter("ignore")
     monitor = CAMMonitor(12)
@@ -67,27 +71,28 @@ def train(folder: Path, checkpoint: str | None) -> None:
     run.fit(SmallNet(), loader(data(16)), loader(data(16)), ckpt_path=checkpoint)
 
 
-def kill_once(folder: Path, rng: random.Random, resume: bool) -> Outcome:
-    """Trains in a process, kills it, and reads the archive."""
+def kill_once(folder: Path, after: float) -> Outcome:
+    """Trains in a process, from the folder's checkpoint where there is one, kills it, and reads the archive."""
     last = folder / "checkpoints" / "last.ckpt"
     arguments = [sys.executable, __file__, "--train", str(folder)]
-    arguments += ["--checkpoint", str(last)] if resume and last.exists() else []
+    arguments += ["--checkpoint", str(last)] if (resumed := last.exists()) else []
     process = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert process.stdout is not None and process.stderr is not None
-    path = process.stdout.readline().strip()
-    if not path:
+    if process.stdout.readline() != "begun\n":
         raise RuntimeError(f"the run did not start: {process.stderr.read()[-2000:]}")
-    after = rng.uniform(0, 1.5)
     time.sleep(after)
     process.send_signal(signal.SIGKILL)
-    counts = [int(line) for line in process.stdout.read().split()]
+    lines = process.stdout.read().splitlines(keepends=True)
     process.wait()
-    return examine(Path(path), after, counts[-1] if counts else 0)
+    whole = [line.split(maxsplit=1) for line in lines if line.endswith("\n")]
+    if not whole:
+        return Outcome(after, resumed=resumed)
+    return examine(Path(whole[-1][1].strip()), Outcome(after, int(whole[-1][0]), resumed=resumed))
 
 
-def examine(path: Path, after: float, reported: int) -> Outcome:
+def examine(path: Path, outcome: Outcome) -> Outcome:
     """Reads an archive after a kill."""
     from camwatch import load_archive
 
@@ -96,21 +101,23 @@ def examine(path: Path, after: float, reported: int) -> Outcome:
             warnings.simplefilter("error")  # a damaged file is a warning
             run = load_archive(path)
     except Exception as error:
-        return Outcome(after, reported, 0, f"{type(error).__name__}: {error}")
+        return replace(outcome, problem=f"{type(error).__name__}: {error}")
     looks = [snapshot.look for snapshot in run.snapshots]
-    problem = "" if looks == list(range(len(looks))) else f"looks {looks}"
-    # One that was killed while it waited for the writer, and comes from the checkpoint, has all but its maps.
     without_maps = sum(not snapshot.maps for snapshot in run.snapshots)
-    # Up to eight may wait for the writer; the epochs here take as long as writing does.
-    if len(looks) < reported - 8:
-        problem = f"{len(looks)} snapshots of {reported}"
-    return Outcome(after, reported, len(looks), problem, without_maps)
+    problem = ""
+    if looks != list(range(len(looks))):
+        problem = f"looks {looks}"
+    elif len(looks) < outcome.reported - 1:
+        problem = f"{len(looks)} snapshots of {outcome.reported}"
+    elif without_maps > outcome.resumed:
+        problem = f"{without_maps} snapshots have no maps"
+    return replace(outcome, snapshots=len(looks), without_maps=without_maps, problem=problem)
 
 
 def kill_repeatedly(folder: Path, times: int, seed: int) -> list[Outcome]:
-    """Kills runs, every second one resumed."""
+    """Kills runs, every second one resumed from what the one before left."""
     rng = random.Random(seed)
-    return [kill_once(folder, rng, resume=bool(i % 2)) for i in range(times)]
+    return [kill_once(folder / str(i // 2), rng.uniform(0, 2.5)) for i in range(times)]
 
 
 if __name__ == "__main__":
@@ -126,9 +133,17 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as name:
             outcomes = kill_repeatedly(Path(name), given.times, given.seed)
         bad = [one for one in outcomes if one.problem]
-        missing = [one.reported - one.snapshots for one in outcomes]
+        begun = [one for one in outcomes if one.reported]
+        missing = [one.reported - one.snapshots for one in begun]
+        resumed = [one for one in begun if one.resumed]
         print(f"{len(outcomes)} kills, {len(outcomes) - len(bad)} archives sound, {len(bad)} not")
-        print(f"snapshots that were counted but not yet written: at most {max(missing)}, none in {missing.count(0)}")
-        print(f"snapshots taken from a checkpoint, without maps: {max(one.without_maps for one in outcomes)}")
+        print(f"{len(outcomes) - len(begun)} before the first snapshot, {len(resumed)} of the others in a resumed run")
+        print(
+            f"snapshots taken: {sum(one.reported for one in begun)}, at most {max(o.reported for o in begun)} in a run"
+        )
+        print(
+            f"the last snapshot was missing after {sum(n > 0 for n in missing)} kills, never more than {max(missing)}"
+        )
+        print(f"resumed with one snapshot from the checkpoint, without maps: {sum(o.without_maps for o in resumed)}")
         for one in bad:
             print(one)

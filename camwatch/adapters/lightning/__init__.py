@@ -23,6 +23,7 @@ from camwatch.panel import Panel
 from camwatch.records import Alarm, Snapshot
 from camwatch.sampling import gather
 from camwatch.watch.actions import alarm_actions, warn_of
+from camwatch.watch.judging import make_detectors
 from camwatch.watch.watcher import Watcher
 from camwatch.watch.writers import for_logger
 
@@ -149,7 +150,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             return "no snapshot was taken"
         if self._watcher is not None:
             return self._watcher.summary()
-        detectors = drift.coerce(self._options["detectors"])
+        detectors = make_detectors(self._options["detectors"], self._state.get("detectors"))
         return drift.summary(self.history, self.alarms, detectors)
 
     @property
