@@ -7,6 +7,7 @@ the process-wide default.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,7 @@ from camwatch.errors import InputError, unknown
 
 Colour = tuple[int, int, int]
 Denormalize = tuple[Sequence[float], Sequence[float]]
+MARGIN = 4  # pixels around a written line
 
 
 def heatmaps(maps: Tensor, size: tuple[int, int], peak: Tensor | None = None) -> Tensor:
@@ -65,9 +67,10 @@ def colorize(values: Tensor, colormap: str = "jet") -> Tensor:
         >>> colorize(torch.tensor([[0.0, 1.0]]), "gray").flatten().tolist()
         [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
     """
-    index = (values.clamp(0, 1) * 255).round().long()
+    index = (values.clamp(0, 1) * 255).round().to(torch.int32)
     bands = _colour_table(colormap).to(values.device).unbind(1)
-    return torch.stack([band[index] for band in bands], -3)  # band by band: whole planes, twice as fast
+    # Whole planes, and not by indexing: four times as fast.
+    return torch.stack([band.index_select(0, index.flatten()).reshape(index.shape) for band in bands], -3)
 
 
 @lru_cache(maxsize=32)
@@ -180,7 +183,7 @@ def to_uint8(images: Tensor) -> Tensor:
         >>> to_uint8(torch.tensor([0.0, 0.5, 1.0]))
         tensor([  0, 128, 255], dtype=torch.uint8)
     """
-    return (images.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+    return images.clamp(0, 1).mul_(255).add_(0.5).to(torch.uint8)
 
 
 def to_png(image: Tensor) -> bytes:
@@ -190,11 +193,9 @@ def to_png(image: Tensor) -> bytes:
         >>> to_png(torch.zeros(3, 2, 2, dtype=torch.uint8))[:4]
         b'\\x89PNG'
     """
-    from PIL import Image
-
     # As fast as torchvision.io.encode_png(compression_level=1), which torchvision has deprecated; 2x level 6.
     buffer = io.BytesIO()
-    Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", compress_level=1)
+    _pillow(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -205,12 +206,16 @@ def to_jpeg(image: Tensor, quality: int = 90) -> bytes:
         >>> to_jpeg(torch.zeros(3, 2, 2, dtype=torch.uint8))[:2]
         b'\\xff\\xd8'
     """
+    buffer = io.BytesIO()
+    _pillow(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def _pillow(image: Tensor) -> Any:
     from PIL import Image
 
-    buffer = io.BytesIO()
-    pixels = image.cpu().permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
+    # Merged from planes: faster than bringing the bands together in torch.
+    return Image.merge("RGB", [Image.fromarray(band.numpy()) for band in image.cpu().contiguous()])
 
 
 def text(
@@ -240,15 +245,33 @@ def text(
         >>> bool((written < 128).any())
         True
     """
+    written, (height, width) = image.cpu().clone(), image.shape[1:]
+    ink = torch.tensor(color, dtype=torch.int32)[:, None, None]
+    for row, line in enumerate(lines):
+        x, y = at[0] - MARGIN, at[1] + row * line_height(size) - MARGIN
+        mask = _written(line, size, width - at[0])[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
+        x, y = max(0, x), max(0, y)
+        place = written[:, y : y + mask.shape[0], x : x + mask.shape[1]]
+        mixed = ink * mask + place.to(torch.int32) * (255 - mask) + 128  # as Pillow mixes them
+        place.copy_((mixed + (mixed >> 8)) >> 8)
+    return written
+
+
+@lru_cache(maxsize=1024)
+def _written(line: str, size: int, width: int) -> Tensor:
+    """Returns how much of each pixel (h, w) a line covers, 0 to 255, with a margin for accents and tails.
+
+    Most lines stand on every sheet of a run.
+    """
     import numpy as np
     from PIL import Image, ImageDraw
 
-    canvas = Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())
-    draw, font = ImageDraw.Draw(canvas), _font(size)
-    for row, line in enumerate(lines):
-        fitted = _fit(line, font, canvas.width - at[0])
-        draw.text((at[0], at[1] + row * line_height(size)), fitted, fill=color, font=font)
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
+    font = _font(size)
+    fitted = _fit(line, font, width)
+    right, bottom = (math.ceil(v) for v in font.getbbox(fitted)[2:])
+    canvas = Image.new("L", (right + 2 * MARGIN, bottom + 2 * MARGIN))
+    ImageDraw.Draw(canvas).text((MARGIN, MARGIN), fitted, fill=255, font=font)
+    return torch.from_numpy(np.array(canvas)).to(torch.int32)
 
 
 def line_height(size: int) -> int:

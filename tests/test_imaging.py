@@ -1,4 +1,5 @@
 import io
+import random
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
 from camwatch import imaging
@@ -162,6 +163,20 @@ def test_text_tells_any_unicode_apart_and_stays_inside_the_image():
     assert len({d.numpy().tobytes() for d in drawn}) == len(drawn)
     assert (drawn[-1] == blank).all()
     assert (blank == 255).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_text_is_what_pillow_draws(seed):
+    draw = random.Random(seed)
+    width, at, size = draw.randint(8, 200), (draw.randint(0, 6), draw.randint(0, 20)), draw.choice([11, 12, 14])
+    image = torch.randint(0, 256, (3, 40, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    lines = ["".join(draw.choices("abgjqpÅÉ ✓✗#01|_Wf,猫", k=draw.randint(0, 30))) for _ in range(3)]
+    canvas, font = Image.fromarray(image.permute(1, 2, 0).numpy()), imaging._font(size)
+    for i, line in enumerate(lines):
+        place = (at[0], at[1] + i * imaging.line_height(size))
+        ImageDraw.Draw(canvas).text(place, imaging._fit(line, font, width - at[0]), fill=(200, 10, 30), font=font)
+    drawn = imaging.text(image, lines, at, size, (200, 10, 30))
+    assert torch.equal(drawn, torch.from_numpy(np.array(canvas)).permute(2, 0, 1))
 
 
 def test_text_too_long_ends_in_an_ellipsis_within_the_width():

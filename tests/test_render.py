@@ -95,8 +95,10 @@ def test_overlay_sheet_shows_the_map_and_beside_it_the_predicted_one_or_the_plai
     assert not holds(sheet, imaging.to_uint8(images[1]))
 
 
-def test_overlay_sheet_keeps_each_image_in_its_place_whatever_is_right():
-    shapes = {overlays(torch.tensor(c))[0].shape for c in ([True] * 3, [False] * 3, [True, False, True])}
+@pytest.mark.parametrize("regions", [None, Regions(torch.ones(3, 64, 64, dtype=torch.bool))])
+def test_overlay_sheet_keeps_each_image_in_its_place_whatever_is_right(regions):
+    every = ([True] * 3, [False] * 3, [True, False, True])
+    shapes = {overlays(torch.tensor(c), regions=regions)[0].shape for c in every}
     assert len(shapes) == 1
 
 

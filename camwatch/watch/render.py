@@ -109,12 +109,15 @@ def overlay_sheet(
     size = _cell_size(rgb_images)
     plain = resize(rgb_images, size)
 
-    def overlays(raw: Tensor) -> Tensor:
-        shown = imaging.overlay(plain, imaging.heatmaps(raw, size), colormap=colormap)
-        return draw_regions(shown, regions, 2)
+    def overlays(raw: Tensor, rows: Tensor) -> Tensor:
+        shown = imaging.overlay(plain[rows], imaging.heatmaps(raw[rows], size), colormap=colormap)
+        return draw_regions(shown, None if regions is None else regions[rows], 2)
 
-    first = overlays(maps)
-    second = None if other_maps is None else overlays(other_maps)
+    first = overlays(maps, torch.arange(len(maps)))
+    others = {}
+    if other_maps is not None:
+        rows = other_maps.isfinite().flatten(1).all(1).nonzero().flatten()
+        others = dict(zip(rows.tolist(), overlays(other_maps, rows), strict=True)) if len(rows) else {}
     cells = []
     for i in range(len(maps)):
         right = None if correct is None else bool(correct[i])
@@ -124,15 +127,14 @@ def overlay_sheet(
         answer += "" if probability is None else f"{float(probability[i]):.2f} "
         answer += class_name(predicted, i, class_names)
         blank = "" if bool(maps[i].isfinite().all() and maps[i].any()) else "blank map"
-        if second is None or other_maps is None:
+        if other_maps is None:
             cells.append(_framed(_captioned(first[i], [label, f"{answer} {blank}"], color), color))
             continue
-        with_other = bool(other_maps[i].isfinite().all())
         pair = [
             _captioned(first[i], [label, blank or f"map of the {target}"], INK),
             _captioned(
-                second[i] if with_other else imaging.to_uint8(plain[i]),
-                [answer, "map of the predicted class" if with_other else "plain image"],
+                others[i] if i in others else imaging.to_uint8(plain[i]),
+                [answer, "map of the predicted class" if i in others else "plain image"],
                 color,
             ),
         ]
