@@ -23,9 +23,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
 import camwatch
-from camwatch import Regions, explain, metrics
-from camwatch.auditing.examine import COLUMNS, MEASURES, measure
+from camwatch import Regions, explain, imaging, metrics
+from camwatch.auditing.judgement import COLUMNS, MEASURES, measure
 from camwatch.auditing.parts import Parts
+from camwatch.auditing.sheet import GREY, INKS
 from camwatch.auditing.summary import worst_of
 from camwatch.errors import CamwatchError, InputError, LayerError, TargetError, UnsupportedError
 
@@ -98,6 +99,8 @@ def test_audit_rows_equal_explaining_and_measuring_by_hand(net: SmallNet, tmp_pa
             "map_entropy": metrics.map_entropy(e.maps),
             "map_mass": e.maps.flatten(1).sum(1),
             "region_area": masks.float().mean((1, 2)),
+            "centre_mass_accuracy": metrics.relevance_mass_accuracy(metrics.centre_prior(len(labels), (4, 4)), masks),
+            "centre_pointing_game": metrics.pointing_game(metrics.centre_point(len(labels), (4, 4)), masks),
         }
         for name, values in by_hand.items():
             written = [row[name] for row in rows[start : start + 8]]
@@ -142,6 +145,24 @@ def test_map_that_is_zero_is_not_measurable(tmp_path: Path) -> None:
     assert (row["verdict"], row["note"]) == ("not measurable", "the map shows nothing")
 
 
+class Endless(Reading):
+    """A model with a gradient that is not finite."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores = super().forward(images)
+        return scores + (0 * scores).sqrt()
+
+
+def test_map_that_is_not_finite_is_not_measurable(tmp_path: Path) -> None:
+    dataset = lights([(0, 0, "in"), (1, 0, "in")])
+    rows = rows_of(audit(Endless(), DataLoader(dataset), tmp_path, layer="look.1").table)
+    assert [(row["verdict"], row["note"]) for row in rows] == [
+        ("not measurable", "the map is not finite"),
+        ("wrong", ""),
+    ]
+    assert all(math.isnan(rows[0][name]) for name in MEASURES if not name.startswith(("region_", "centre_")))
+
+
 def test_region_too_small_for_the_grid_is_not_measurable() -> None:
     regions = Regions.coerce([[(0, 0, 1, 1)]], 1, (8, 8))
     found = measure(torch.ones(1, 2, 2), regions)
@@ -165,8 +186,14 @@ def test_regions_may_be_given_beside_the_batches(net: SmallNet, tmp_path: Path) 
     bare, masks = data(10, regions=False), data(10).tensors[2]
     beside = audit(net, loader(bare), tmp_path, regions=masks, output=tmp_path / "beside.csv")
     assert beside.table.read_text() == with_masks.table.read_text()
+    zones = audit(net, loader(bare), tmp_path, regions={"allowed": masks}, output=tmp_path / "zones.csv")
+    assert zones.table.read_text() == with_masks.table.read_text()
     with pytest.raises(InputError, match="one region per sample, 10 in all, got 4"):
         audit(net, loader(bare), tmp_path, regions=masks[:4])
+    with pytest.raises(InputError, match="one region per sample, got 9, and the loader gives more"):
+        audit(net, list(loader(bare)), tmp_path, regions=masks[:9], resume=False)
+    with pytest.raises(InputError, match=r"unknown zone 'a.jpg'"):
+        audit(net, loader(bare), tmp_path, regions={"a.jpg": masks}, resume=False)
 
 
 @pytest.mark.filterwarnings("ignore::camwatch.cam.engine.BlankMapWarning")
@@ -213,6 +240,32 @@ def test_ids_are_the_paths_that_the_data_set_knows(net: SmallNet, tmp_path: Path
     dataset.samples = [(f"photos/{i}.jpg", 0) for i in range(4)]  # type: ignore[attr-defined]
     rows = rows_of(audit(net, loader(Subset(dataset, [2, 0])), tmp_path).table)
     assert [row["id"] for row in rows] == ["photos/2.jpg", "photos/0.jpg"]
+
+
+class Named(Dataset[Any]):
+    """Samples that are dictionaries with a name."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.samples = key, data(6)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        image, label, mask = self.samples[index]
+        return {"image": image, "label": label, "mask": mask, self.key: f"scan-{index}"}
+
+
+def test_ids_are_those_that_the_batches_carry(net: SmallNet, tmp_path: Path) -> None:
+    plain = [row["relevance_mass_accuracy"] for row in rows_of(audit(net, DataLoader(data(6), 4), tmp_path).table)]
+    pairs = [(*batch, [f"scan-{4 * k + i}" for i in range(len(batch[0]))]) for k, batch in
+             enumerate(DataLoader(data(6), 4))]  # fmt: skip
+    for given in (DataLoader(Named("ID"), 4), list(DataLoader(Named("path"), 4)), pairs):
+        rows = rows_of(audit(net, given, tmp_path).table)
+        assert [row["id"] for row in rows] == [f"scan-{i}" for i in range(6)]
+        assert [row["relevance_mass_accuracy"] for row in rows] == pytest.approx(plain, nan_ok=True)
+    captions_alike = [(*batch, ["a photo"] * len(batch[0])) for batch in DataLoader(data(6), 4)]
+    assert [row["id"] for row in rows_of(audit(net, captions_alike, tmp_path).table)] == list("012345")
 
 
 # Samples that cannot be used.
@@ -415,11 +468,58 @@ def test_worst_are_right_for_the_wrong_reason_first(tmp_path: Path) -> None:
     dataset.tensors[0][2, 1, :, 3] = 1  # some of it lies inside: less bad than the last
     found = audit(Reading(), DataLoader(dataset, 2), tmp_path, layer="look.1", worst=4)
     assert [row["index"] for row in found.worst] == [4, 2, 1, 0]
-    with Image.open(found.sheet) as sheet:
-        assert sheet.width > 500
     assert worst_of([], 3) == ()
     none = audit(Reading(), DataLoader(dataset, 2), tmp_path, layer="look.1", worst=0)
     assert none.sheet is None and not (tmp_path / "audit.worst.png").exists()
+
+
+def captions(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What is written on sheets from now on."""
+    written: list[list[str]] = []
+    draw = imaging.text
+
+    def text(image: torch.Tensor, lines: Any, *args: Any) -> torch.Tensor:
+        written.append(list(lines))
+        return draw(image, lines, *args)
+
+    monkeypatch.setattr("camwatch.imaging.text", text)
+    return written
+
+
+def test_sheet_says_which_image_it_is_and_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = lights([(0, 0, "in"), (1, 0, "in"), (1, 1, "beside"), (2, 2, "none")])
+    dataset.samples = [(f"photos/a_very_long_name_of_a_photo_{i}.jpg", 0) for i in range(4)]  # type: ignore[attr-defined]
+    written = captions(monkeypatch)
+    names = ["crested tit", "blue tit", "a bird whose name is much longer than its picture is wide"]
+    found = audit(Reading(), DataLoader(dataset, 2), tmp_path, layer="look.1", class_names=names)
+    assert found.sheet is not None
+    (wrong_reason, wrong, right, unmeasured), (head, legends) = written[:4], written[4:]
+    assert wrong_reason[0].startswith("index 2 · a_very") and wrong_reason[0].endswith("oto_2.jpg")
+    assert wrong_reason[1:] == ["label blue tit", "✓ 0.45 blue tit", "0% inside, area 50%"]
+    assert wrong[1:] == ["label crested tit", "✗ 0.45 blue tit", "the map shows nothing"]
+    assert right[2].startswith("✓") and unmeasured[3] == "no region"
+    assert unmeasured[1].startswith("label a bird") and "…" in unmeasured[1]
+    assert head == ["the 4 worst of 4 images, gradcam at look.1"]
+    assert legends == [
+        "in all: 1 right, 1 right for the wrong reason, 1 wrong, 1 not measurable",
+        "frames: right blue, right for the wrong reason purple, wrong orange, not measurable grey",
+        "outlines: region green",
+    ]
+    with Image.open(found.sheet) as sheet:
+        colours = {colour for _, colour in sheet.getcolors(maxcolors=1 << 20)}
+    assert {*INKS.values(), GREY} <= colours
+
+
+def test_sheet_holds_images_of_several_sizes_uncut(tmp_path: Path) -> None:
+    sizes = [(16, 40), (40, 16), (300, 200)]
+    batches = [tuple(t[:1] for t in data(3, size=size).tensors) for size in sizes]
+    torch.manual_seed(0)
+    found = audit(SmallNet().eval(), batches, tmp_path)
+    assert found.sheet is not None
+    with Image.open(found.sheet) as sheet:
+        # The largest picture's height, and room for the longest side of the others.
+        assert sheet.height > 256 + 4 * 15 and sheet.width >= 3 * (200 + 8)
+    assert len(found.worst) == 3
 
 
 def test_parquet_holds_what_csv_holds(tmp_path: Path) -> None:
@@ -583,6 +683,8 @@ def test_unusable_arguments_are_refused(net: SmallNet, tmp_path: Path) -> None:
         (net, {"target": "lable"}, InputError, "did you mean 'label'"),
         (net, {"layer": "features.9"}, LayerError, "did you mean 'features.3'|features.0"),
         (net, {"worst": -1}, InputError, "worst must be 0 or more, got -1"),
+        (net, {"threshold": math.nan}, InputError, "threshold must be a finite number, got nan"),
+        (net, {"layer": ["features.1", "features.3"]}, LayerError, "a layer is a name or a module.*got list"),
         (net, {"trainer": trainer(fast_dev_run=True)}, InputError, "limit_predict_batches=1"),
         (Headless(), {}, InputError, "Headless has no forward"),
         (lambda images: images, {}, InputError, "expected a model, a torch.nn.Module, got function"),

@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import importlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camwatch.auditing.examine import COLUMNS, Recipe
+from camwatch.auditing.examine import Recipe
+from camwatch.auditing.judgement import COLUMNS
 from camwatch.auditing.parts import Parts, write_whole
 from camwatch.auditing.runner import overrides, runner_class
 from camwatch.auditing.sheet import Picture, draw, pick
@@ -27,6 +29,7 @@ from camwatch.cam.methods import Method
 from camwatch.cam.structure import find_module
 from camwatch.errors import CamwatchError, InputError, unknown
 from camwatch.isolation import isolate_rng
+from camwatch.regions.annotations import entries
 from camwatch.sampling.dataset import class_names as find_class_names
 from camwatch.sampling.dataset import find_normalization
 
@@ -38,7 +41,7 @@ def audit(
     layer: LayerName | None = None,
     method: str | Method = "gradcam",
     target: str | int | Callable[[Any], Tensor] = "label",
-    regions: Sequence[Any] | None = None,
+    regions: Sequence[Any] | Mapping[str, Any] | None = None,
     unpack: Callable[[Any], Any] | None = None,
     forward: Forward | None = None,
     output: str | Path = "audit.csv",
@@ -70,8 +73,8 @@ def audit(
         method: One of ``camwatch.methods()``, or a function (activations, gradients) -> maps.
         target: What is explained: "label", "predicted", a class index, or a callable on the model's output. A
             label of -1 stands for an unknown one, for which the predicted class is explained.
-        regions: One entry per sample as in ``Regions.coerce``, on the pixels of the images as the model takes
-            them; None: they come with the batches.
+        regions: One entry per sample as in ``Regions.coerce``, or a dictionary of zones with as many each, on the
+            pixels of the images as the model takes them; None: they come with the batches.
         unpack: Callable(batch) -> (images, labels[, regions]) for batches of another shape.
         forward: Callable(model, images) -> output, where ``model(images)`` is not the way.
         output: The table, .csv or .parquet.
@@ -110,6 +113,8 @@ def audit(
         raise InputError(f"{unknown('target', target, ['label', 'predicted'])}, a class index, or a callable")
     if worst < 0:
         raise InputError(f"worst must be 0 or more, got {worst}")
+    if not math.isfinite(threshold):
+        raise InputError(f"the threshold must be a finite number, got {threshold}")
     if forward is None and hasattr(model, "training_step") and not overrides(model, "forward"):
         raise InputError(
             f"{type(model).__name__} has no forward(); define one, or pass forward=callable(model, images) -> output"
@@ -126,6 +131,8 @@ def audit(
     with isolate_rng(), _in_its_place(model):
         loader, datamodule = _open_loader(dataloader, framework, trainer)
         source = open_source(loader, unpack)
+        if isinstance(regions, Mapping):  # by zone; of all samples, or it is no use to go on
+            regions = entries(regions, len(next(iter(regions.values()), ())))
         if regions is not None and isinstance(source, Indexed) and len(regions) != len(source.dataset):
             raise InputError(f"expected one region per sample, {len(source.dataset)} in all, got {len(regions)}")
         name = None if layer is None else find_module(model, layer)[0]
@@ -259,9 +266,8 @@ def _draw(result: Audit, runner: Any, trainer: Any, names: Any, denormalize: Any
         known = None
     counts = result.total.verdicts
     title = (
-        f"worst of {result.total.images} images, {result.method} at {result.layer}\n"
-        f"{counts['right for the wrong reason']} right for the wrong reason, {counts['wrong']} wrong, "
-        f"{counts['right']} right; blue: the answer is right"
+        f"the {len(pictures)} worst of {result.total.images} images, {result.method} at {result.layer}\n"
+        f"in all: {', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}"
     )
     assert result.sheet is not None
     draw(result.sheet, result.worst, pictures, names, title, denormalize=known, rgb=rgb)

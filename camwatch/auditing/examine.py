@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camwatch import metrics
+from camwatch.auditing.judgement import COLUMNS, UNMEASURED, UNREADABLE, Row, judge, measure, why
 from camwatch.auditing.source import Loaded
 from camwatch.cam.engine import BlankMapWarning, Forward, explain
 from camwatch.cam.methods import Method
@@ -22,28 +23,8 @@ from camwatch.regions import Regions
 from camwatch.regions.annotations import entries, without_empty
 from camwatch.sampling.batch import split_sample
 
-RIGHT, WRONG_REASON, WRONG = "right", "right for the wrong reason", "wrong"
-UNMEASURED, UNREADABLE = "not measurable", "unreadable"
-VERDICTS = (RIGHT, WRONG_REASON, WRONG, UNMEASURED, UNREADABLE)
-MEASURES = (
-    "relevance_mass_accuracy",
-    "relevance_rank_accuracy",
-    "pointing_game",
-    "region_iou",
-    "region_auroc",
-    "lift",
-    "skill",
-    "map_entropy",
-    "map_mass",
-    "region_area",
-    "region_ceiling",
-    "forbidden_mass",
-)
-COLUMNS = ("index", "id", "label", "predicted", "probability", "label_probability", *MEASURES, "verdict", "note")
-Row = list[Any]
-
-# Undefined where the region, as the layer's grid sees it, cannot hold half of a perfect map's mass.
-LEAST_CEILING = 0.5
+# Under which a batch that is a dictionary may name its images.
+ID_KEYS = ("id", "ids", "path", "paths", "file", "files", "filename", "filenames", "file_name", "image_path")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +95,23 @@ def examine(model: nn.Module, loaded: Loaded, recipe: Recipe, name: Callable[[in
         )
     labels = _check_labels(labels, n, recipe.target)
     if recipe.regions is not None:
+        if loaded.indices and loaded.indices[-1] >= len(recipe.regions):
+            raise InputError(f"expected one region per sample, got {len(recipe.regions)}, and the loader gives more")
         given = [recipe.regions[i] for i in loaded.indices]
     regions, faulty = _regions(given, n, size)
+    own = _own_ids(loaded.batch, n)
+
+    def called(k: int) -> str:
+        index = loaded.indices[k]
+        known = name(index)
+        return known if own is None or known != str(index) else own[k]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BlankMapWarning)  # such a row says "not measurable"
         explanation = explain(
             model,
             images,
-            target=_target(recipe.target, labels, partial(_check_range, labels, loaded.indices, name)),
+            target=_target(recipe.target, labels, partial(_check_range, labels, called)),
             layer=recipe.layer,
             method=recipe.method,
             forward=recipe.forward,
@@ -135,7 +124,7 @@ def examine(model: nn.Module, loaded: Loaded, recipe: Recipe, name: Callable[[in
     columns["predicted"] = predicted.tolist()
     columns["probability"] = chances.gather(1, predicted[:, None])[:, 0].tolist()
     if labels is not None:
-        _check_range(labels, loaded.indices, name, chances.shape[1])
+        _check_range(labels, called, chances.shape[1])
         columns["label"] = [label if label >= 0 else None for label in labels.tolist()]
         columns["label_probability"] = _of_label(chances, labels).tolist()
     for k, index in enumerate(loaded.indices):
@@ -144,84 +133,30 @@ def examine(model: nn.Module, loaded: Loaded, recipe: Recipe, name: Callable[[in
             values |= {"verdict": UNREADABLE, "note": "the model's scores are not finite"}
         else:
             verdict = judge(values.get("label"), values["predicted"], values["skill"], recipe.threshold)
-            note = faulty.get(k) or (_why(values) if verdict == UNMEASURED else None)
+            note = faulty.get(k) or (why(values) if verdict == UNMEASURED else None)
             values |= {"verdict": verdict, "note": note}
-        rows.append(_row(index, name(index), values))
+        rows.append(_row(index, called(k), values))
     rows.sort(key=lambda row: int(row[0]))
     return Examined(loaded.indices, rows, images, maps, regions)
 
 
-def judge(label: int | None, predicted: int, skill: float, threshold: float = 0.0) -> str:
-    """Returns an image's verdict.
-
-    An answer is right for the wrong reason where the map has no more inside the region than the threshold
-    asks: at 0, no more than a map that looks everywhere; 1 would be all of it.
-
-    Example:
-        >>> judge(3, 3, 0.4), judge(3, 3, -0.1), judge(3, 5, 0.4), judge(3, 3, float("nan"))
-        ('right', 'right for the wrong reason', 'wrong', 'not measurable')
-    """
-    if label is None:
-        return UNMEASURED
-    if label != predicted:
-        return WRONG
-    if math.isnan(skill):
-        return UNMEASURED
-    return RIGHT if skill > threshold else WRONG_REASON
-
-
-def measure(maps: Tensor, regions: Regions | None) -> dict[str, Tensor]:
-    """Measures (N, h, w) maps: name -> (N,) float32, NaN where undefined.
-
-    Where the grid cannot resolve the region (ceiling below one half) the share of the mass is undefined, and
-    what follows from it.
-
-    Example:
-        >>> measure(torch.ones(1, 2, 2), Regions.coerce([[(0, 0, 2, 4)]], 1, (4, 4)))["lift"]
-        tensor([1.])
-    """
-    nothing = torch.full((len(maps),), math.nan)
-    found = dict.fromkeys(MEASURES, nothing)
-    found |= {"map_mass": maps.flatten(1).sum(1), "map_entropy": metrics.map_entropy(maps)}
-    if regions is None:
-        return found
-    grid = (int(maps.shape[1]), int(maps.shape[2]))
-    # Pooled once for all measures; with an ignore zone they need to know more than the share inside.
-    inside = regions if regions.ignore is not None else regions.pooled(grid)
-    area, ceiling = regions.area(), regions.ceiling(grid)
-    mass = metrics.relevance_mass_accuracy(maps, inside).masked_fill(~(ceiling >= LEAST_CEILING), math.nan)
-    found |= {
-        "relevance_mass_accuracy": mass,
-        "relevance_rank_accuracy": metrics.relevance_rank_accuracy(maps, inside),
-        "pointing_game": metrics.pointing_game(maps, regions),
-        "region_iou": metrics.region_iou(maps, inside),
-        "region_auroc": metrics.region_auroc(maps, inside),
-        "lift": mass / area,
-        "skill": ((mass - area) / (1 - area)).masked_fill(~(area < 1), math.nan),
-        "region_area": area,
-        "region_ceiling": ceiling,
-    }
-    if regions.forbidden is not None:
-        forbidden = regions.pooled(grid, "forbidden")
-        share = (maps * forbidden).flatten(1).sum(1) / (maps * regions.considered(grid)).flatten(1).sum(1)
-        found["forbidden_mass"] = share.masked_fill(~forbidden.flatten(1).any(1), math.nan)
-    return found
+def _own_ids(batch: Any, n: int) -> list[str] | None:
+    """The names that a batch carries beside its n images: paths or ids, all different."""
+    if isinstance(batch, Mapping):
+        known = {str(key).lower(): value for key, value in batch.items()}
+        found = [known[key] for key in ID_KEYS if key in known]
+    else:
+        found = list(batch[1:]) if isinstance(batch, (list, tuple)) else []
+    for names in found:
+        named = isinstance(names, (list, tuple)) and all(isinstance(name, (str, os.PathLike)) for name in names)
+        if named and n == len(names) == len(set(names)):
+            return [os.fspath(name) for name in names]
+    return None
 
 
 def _row(index: int, name: str, values: Mapping[str, Any]) -> Row:
     known = {"index": index, "id": name, **values}
     return [_plain(known.get(column)) for column in COLUMNS]
-
-
-def _why(values: Mapping[str, Any]) -> str:
-    """Says why an image is not measurable."""
-    if values.get("label") is None:
-        return "no label"
-    if math.isnan(values["region_area"]):
-        return "no region"
-    if values["region_ceiling"] < LEAST_CEILING:
-        return "the region is too small for the layer's grid"
-    return "the region is the whole image" if values["region_area"] >= 1 else "the map shows nothing"
 
 
 def _plain(value: Any) -> Any:
@@ -246,12 +181,12 @@ def _check_labels(labels: Tensor | None, n: int, target: Any) -> Tensor | None:
     return labels.cpu()
 
 
-def _check_range(labels: Tensor | None, indices: Sequence[int], name: Callable[[int], str], classes: int) -> None:
+def _check_range(labels: Tensor | None, called: Callable[[int], str], classes: int) -> None:
     assert labels is not None
     worst = int(labels.argmax())
     if int(labels[worst]) >= classes:
         raise TargetError(
-            f"sample {name(indices[worst])!r} has label {int(labels[worst])}, but the model scores {classes} "
+            f"sample {called(worst)!r} has label {int(labels[worst])}, but the model scores {classes} "
             f"classes, 0 to {classes - 1}: the model and the data do not belong together"
         )
 

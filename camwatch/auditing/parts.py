@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from camwatch.auditing.examine import Row
+from camwatch.auditing.judgement import Row
 from camwatch.errors import InputError
 
 

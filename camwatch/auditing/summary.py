@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from camwatch.auditing.examine import (
+from camwatch.auditing.judgement import (
     COLUMNS,
     MEASURES,
     RIGHT,
@@ -81,7 +81,7 @@ class Audit:
         lines = [f"audit of {total.images} images, {self.method} at {self.layer}", found, ""]
         shown = sorted(self.classes, key=lambda one: (math.isnan(one.wrong_reason), -_known(one.wrong_reason)))[:20]
         width = max(len("all"), *(len(one.name[:32]) for one in shown)) if shown else 3
-        head = ("images", "accuracy", "wrong reason", "mass inside", "area", "not measurable", "unreadable")
+        head = ("images", "accuracy", "wrong reason", "mass inside", "area", "centre", "not measurable", "unreadable")
         lines.append("  ".join([f"{'class':{width}}", *head]))
         for one in [*shown, total]:
             cells = (
@@ -90,6 +90,7 @@ class Audit:
                 _percent(one.wrong_reason),
                 _percent(one.means["relevance_mass_accuracy"]),
                 _percent(one.means["region_area"]),
+                _percent(one.means["centre_mass_accuracy"]),
                 str(one.verdicts[UNMEASURED]),
                 str(one.verdicts[UNREADABLE]),
             )
@@ -97,8 +98,9 @@ class Audit:
             lines.append("  ".join([f"{one.name[:32]:{width}}", *aligned]))
         if len(self.classes) > len(shown):
             lines.append(f"… and {len(self.classes) - len(shown)} more classes, all in {summary_path(self.table)}")
+        lines += ["", "area and centre: the mass inside of a map that looks everywhere, or at the centre"]
         if total.verdicts[UNMEASURED] + total.verdicts[UNREADABLE]:
-            lines += ["", "why an image is not measurable or unreadable stands in the table's column note"]
+            lines.append("why an image is not measurable or unreadable stands in the table's column note")
         lines += ["", f"table: {self.table}", f"per class: {summary_path(self.table)}"]
         return "\n".join([*lines, *([f"worst images: {self.sheet}"] if self.sheet else [])])
 
