@@ -15,15 +15,20 @@ from camwatch.cam.capture import LayerCapture
 from camwatch.cam.comparisons import BoxScores, Contrast, Similarity
 from camwatch.cam.engine import explain
 from camwatch.cam.explanation import Explanation
+from camwatch.cam.factorization import Factorization, factorize
+from camwatch.cam.fusion import fuse
 from camwatch.cam.methods import grad_cam, hires_cam
 
 __all__ = [
     "BoxScores",
     "Contrast",
     "Explanation",
+    "Factorization",
     "LayerCapture",
     "Similarity",
     "explain",
+    "factorize",
+    "fuse",
     "grad_cam",
     "hires_cam",
 ]

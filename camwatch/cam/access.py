@@ -14,7 +14,7 @@ from camwatch.cam.explanation import join_outputs
 from camwatch.cam.layout import Layout
 from camwatch.cam.structure import replace, tensors
 from camwatch.cam.taps import substitute
-from camwatch.errors import TargetError
+from camwatch.errors import TargetError, UnsupportedError
 
 Variants = Callable[[Tensor, int, int], Tensor]
 
@@ -140,8 +140,16 @@ class Access:
         return all(_repeats(one, three) for one, three in zip(expected, found, strict=True))
 
     def rate_blocks(self, output: Any, m: int) -> list[Tensor]:
-        """Scores the output of M x N images, block by block: M scores (N, K)."""
+        """Scores the output of M x N images, block by block: M scores (N, K).
+
+        Raises:
+            UnsupportedError: The output is not that of so many images.
+        """
         n = len(self.images)
+        answers = isinstance(output, list) and len(output) == m * n
+        if m > 1 and not answers and not any(t.ndim and len(t) == m * n for t in tensors(output)):
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors(output))
+            raise UnsupportedError(f"the model gave {shapes} for {m} x {n} images: its batch cannot be made larger")
         return [self.rate(_rows(output, list(range(j * n, (j + 1) * n)), m * n)) for j in range(m)]
 
 

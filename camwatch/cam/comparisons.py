@@ -11,7 +11,7 @@ from torch import Tensor
 
 from camwatch.cam.structure import tensors
 from camwatch.cam.targets import PerImage, Target, class_scores, score, select, settle, two_sided
-from camwatch.errors import TargetError
+from camwatch.errors import TargetError, unknown
 
 EMBEDDING_KEYS = ("image_embeds", "embeddings", "embedding", "features", "pooler_output")
 
@@ -34,9 +34,20 @@ class Contrast(PerImage):
     target: Target = "predicted"
     against: Target = "runner-up"
 
+    def __post_init__(self) -> None:
+        for name, value, valid in (
+            ("target", self.target, ("predicted",)),
+            ("against", self.against, ("predicted", "runner-up")),
+        ):
+            if isinstance(value, str) and value not in valid:
+                raise TargetError(f"{unknown(name, value, valid)}, or any other target that explain() takes")
+
     def __call__(self, output: Any) -> Tensor:
         settled = self.settled(output)
-        return score(output, settled.target) - score(output, settled.against)
+        one, other = score(output, settled.target), score(output, settled.against)
+        if one.ndim != other.ndim:  # K targets against one, or one against K
+            one, other = (s[:, None] if s.ndim == 1 else s for s in (one, other))
+        return one - other
 
     def rows(self, rows: slice) -> Contrast:
         return Contrast(select(self.target, rows), select(self.against, rows))
