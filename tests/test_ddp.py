@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from nets import SmallNet, data, loader, trainer
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -29,6 +29,20 @@ class Still(SmallNet):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Sharded(SmallNet):
+    """Its parameters are divided over the processes, with FSDP2."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        for part in (self.features, self.head, self):
+            fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+
+class ShardedStill(Sharded, Still):
+    """The same, and nothing is trained."""
 
 
 class Failing(SmallNet):
@@ -70,12 +84,19 @@ def fit(folder: Path, monitor: CAMMonitor | None, net: Any = None, val: Any = No
     return run, net
 
 
+def whole(state: Any) -> Any:
+    """Gathers what is divided."""
+    if isinstance(state, dict):
+        return {key: whole(held) for key, held in state.items()}
+    return state.full_tensor() if hasattr(state, "full_tensor") else state
+
+
 def report(monitor: CAMMonitor | None, run: Any, net: Any) -> dict[str, Any]:
     metrics = {key: value for key, value in run.callback_metrics.items() if not key.startswith("camwatch/")}
     return {
         "state": {} if monitor is None else monitor.state_dict(),
-        "weights": net.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        "weights": whole(net.state_dict()),
+        "optimizers": [whole(optimizer.state_dict()["state"]) for optimizer in run.optimizers],
         "random": torch.get_rng_state(),
         "metrics": metrics,
         "epochs": run.current_epoch,
@@ -101,9 +122,12 @@ def scenarios(folder: Path, **options: Any) -> dict[str, dict[str, Any]]:
         "iterable": (CAMMonitor(7), {"val": loader(Stream()), "num_sanity_val_steps": 1}),
         "iterable, late": (CAMMonitor(7), {"val": loader(Stream())}),
     }
+    for name, net in {"sharded, still": ShardedStill, "sharded": Sharded, "sharded, without": Sharded}.items():
+        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+        jobs[name] = (None if "without" in name else CAMMonitor(11), {"net": net, "strategy": strategy})
     found = {}
     for name, (monitor, more) in jobs.items():
-        found[name] = report(monitor, *fit(folder / name, monitor, **more, **options))
+        found[name] = report(monitor, *fit(folder / name, monitor, **(options | more)))
     return found
 
 
@@ -152,10 +176,10 @@ def close(a: Any, b: Any, tolerance: float) -> bool:
     return abs(a - b) <= tolerance or a != a if isinstance(a, float) else a == b
 
 
-@pytest.mark.parametrize("name", ["even", "odd"])
+@pytest.mark.parametrize("name", ["even", "odd", "sharded, still"])
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_have_the_history_of_one(name, two, tmp_path):
-    monitor = CAMMonitor({"even": 12, "odd": 11}[name])
+    monitor = CAMMonitor(12 if name == "even" else 11)
     fit(tmp_path, monitor)
     one = monitor.state_dict()["history"]
     for rank in two:
@@ -166,7 +190,9 @@ def test_two_processes_have_the_history_of_one(name, two, tmp_path):
             assert close({**a, "global_step": 0}, {**b, "global_step": 0}, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["even", "odd", "with", "failing", "out of memory", "iterable", "iterable, late"])
+@pytest.mark.parametrize(
+    "name", ["even", "odd", "with", "failing", "out of memory", "iterable", "iterable, late", "sharded"]
+)
 def test_values_are_equal_on_all_processes(name, two):
     first, second = ({**rank[name]["state"], "archive": None} for rank in two)
     for held in (first, second):  # what failed is told from each process's own side
@@ -174,14 +200,16 @@ def test_values_are_equal_on_all_processes(name, two):
     assert first["history"] and close(first, second, 0.0)
 
 
-def test_training_is_that_of_ddp_without_the_callback(two):
+@pytest.mark.parametrize(("watched", "plain"), [("with", "without"), ("sharded", "sharded, without")])
+def test_training_is_that_without_the_callback(watched, plain, two):
     for rank in two:
+        assert [one["error"] for one in rank[watched]["state"]["history"]] == [None] * 3
         for key in ("weights", "optimizers", "random", "metrics", "epochs"):
-            assert close(rank["with"][key], rank["without"][key], 0.0), key
+            assert close(rank[watched][key], rank[plain][key], 0.0), key
 
 
 def test_one_process_writes(two):
-    for name in ("even", "odd", "with", "iterable"):
+    for name in ("even", "odd", "with", "iterable", "sharded"):
         assert two[1][name]["archive"] is None
         run = load_archive(two[0][name]["archive"])
         assert [s.look for s in run.snapshots] == list(range(len(two[0][name]["state"]["history"])))
