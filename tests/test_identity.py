@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from camwatch import CAMMonitor
 from camwatch.errors import CamwatchWarning
+from camwatch.isolation import isolate_rng
 
 
 class Noisy(Dataset[Any]):
@@ -134,21 +135,20 @@ class Unfreezing(BaseFinetuning):
             self.unfreeze_and_add_param_group(pl_module.body.stage, optimizer)
 
 
-class Recording(standalone.loggers.logger.Logger):
-    """Keeps what is logged, apart from the monitor's own."""
+def recording(lightning: Any, lines: list[Any]) -> Any:
+    """A logger that keeps what is logged, apart from the monitor's own."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[Any] = []
+    class Recording(lightning.loggers.logger.Logger):  # type: ignore[misc, name-defined]
+        name, version = "recording", 0
 
-    name, version = "recording", 0
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            pass
 
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        pass
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            if kept := {key: value for key, value in metrics.items() if not key.startswith("camwatch/")}:
+                lines.append((step, kept))
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if kept := {key: value for key, value in metrics.items() if not key.startswith("camwatch/")}:
-            self.lines.append((step, kept))
+    return Recording()
 
 
 def digest(*parts: Any) -> str:
@@ -216,7 +216,7 @@ class Run:
         behind: Callbacks behind it.
         monitor: Options of the monitor.
         data: Makes the data sets.
-        workers: Of both loaders.
+        workers: Of the two loaders. The panel is drawn from the validation set in this process.
         snapshots: How many the monitor is to take.
         lightning: The namespace.
         alone: Whether the callback is given outside of a list.
@@ -232,7 +232,7 @@ class Run:
     behind: Callable[[], list[Any]] = list
     monitor: dict[str, Any] = field(default_factory=dict)
     data: Callable[[int], Any] = Noisy
-    workers: int = 0
+    workers: tuple[int, int] = (1, 0)
     snapshots: int = 3
     lightning: Any = standalone
     alone: bool = False
@@ -248,13 +248,13 @@ class Run:
         standalone.seed_everything(7, verbose=False)
         model = self.prepare(module_of(self.lightning, **self.model))
         seen: list[Any] = []
-        recording = Recording()
+        lines: list[Any] = []
         callbacks: Any = [*self.before(), *([] if monitor is None else [monitor]), *self.behind()]
         if self.alone:  # then nobody can watch step by step
             callbacks = monitor
         else:
             callbacks.append(watching(self.lightning, seen))
-        loggers = self.loggers(folder) + ([recording] if self.lightning is standalone else [])
+        loggers = [*self.loggers(folder), recording(self.lightning, lines)]
         options = {
             "accelerator": "cpu",
             "max_epochs": 2,
@@ -267,10 +267,9 @@ class Run:
             "default_root_dir": folder,
         } | self.trainer
         trainer = self.lightning.Trainer(**options)
-        several = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
         shuffle = self.data is Noisy
-        train = loader(self.data(24), shuffle=shuffle, **several)
-        val = loader(self.data(12), **several)
+        train = loader(self.data(24), shuffle=shuffle, num_workers=self.workers[0])
+        val = loader(self.data(12), num_workers=self.workers[1])
         loaders = () if self.model.get("own_loaders") else (train, val) if self.validation else (train,)
         trainer.fit(model, *loaders)
         later = self.after(trainer, model, val)
@@ -278,7 +277,7 @@ class Run:
         compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"] if self.compiled else 0
         return {
             "seen": seen,
-            "logged": plain(recording.lines),
+            "logged": plain(lines),
             "end": state_of(trainer, unwrapped),
             "random": random_states(),
             "later": plain(later),
@@ -312,7 +311,8 @@ def ema() -> list[Any]:
 PANEL = {"panel": 6}
 RUNS = {
     "fp32": Run(),
-    "workers": Run(workers=1),
+    "workers for both": Run(workers=(1, 1)),
+    "no workers": Run(workers=(0, 0)),
     "bf16-mixed": Run({"precision": "bf16-mixed"}),
     "bf16-true": Run({"precision": "bf16-true"}),
     "16-true": Run({"precision": "16-true"}, monitor={"detectors": []}),
@@ -327,7 +327,7 @@ RUNS = {
     ),
     "averaging behind": Run(behind=ema),
     "averaging before": Run(before=ema, warns=True),
-    "averaging at all steps, workers": Run(behind=lambda: [WeightAveraging()], workers=1),
+    "averaging at all steps, workers": Run(behind=lambda: [WeightAveraging()], workers=(1, 1)),
     "compiled body": Run(prepare=compiled_body, compiled=True),
     "compiled module, by steps": Run(
         prepare=compiled_module, compiled=True, monitor={"every_n_train_steps": 1}, snapshots=9
@@ -383,6 +383,54 @@ def test_run_with_monitor_is_bit_for_bit_the_run_without(name, tmp_path):
     for key, value in without.items():
         assert with_monitor[key] == value, key
     assert run.compiled == (without["compilations"] > 0)
+
+
+def draw_numbers(trainer: Any, model: Any) -> None:
+    torch.rand(())
+
+
+def read_validation_data(trainer: Any, model: Any) -> None:
+    with isolate_rng():  # the generator that the data set holds itself is forgotten
+        trainer.val_dataloaders.dataset[0]
+
+
+def leave_gradients(trainer: Any, model: Any) -> None:
+    model.body.head[-1].weight.grad += 1e-4
+
+
+def thaw(trainer: Any, model: Any) -> None:
+    model.train()
+
+
+def leave_a_hook(trainer: Any, model: Any) -> None:
+    model.body.register_forward_hook(lambda module, inputs, output: None)
+
+
+def count_a_batch(trainer: Any, model: Any) -> None:
+    model.body.stem[1].num_batches_tracked += 1
+
+
+def log_a_value(trainer: Any, model: Any) -> None:
+    trainer.loggers[-1].log_metrics({"extra": 0.0}, step=trainer.global_step)
+
+
+DISTURBANCES = [draw_numbers, read_validation_data, leave_gradients, thaw, leave_a_hook, count_a_batch, log_a_value]
+
+
+@pytest.mark.parametrize("disturb", DISTURBANCES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_callback_that_disturbs_is_found_out(disturb, tmp_path):
+    """The comparison above can fail: for each thing that a careless monitor leaves behind."""
+
+    class Careless(standalone.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.current_epoch == batch_idx == 0:  # amid an accumulation
+                disturb(trainer, pl_module)
+
+    run = RUNS["accumulation"]
+    without = run(tmp_path / "without", None)
+    assert run(tmp_path / "again", None) == without
+    assert run(tmp_path / "with", Careless()) != without
 
 
 @pytest.mark.parametrize("name", ["averaging behind", "averaging before", "by steps, averaged", "fp32"])
