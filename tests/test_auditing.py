@@ -368,6 +368,21 @@ def test_interrupted_audit_goes_on_and_skips_what_is_done(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.classes.csv", "audit.csv", "audit.worst.png"]
 
 
+class Interrupting(SmallNet):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Stops.calls += 1
+        if Stops.calls == 3:
+            raise KeyboardInterrupt
+        return super().forward(images)
+
+
+def test_keyboard_interrupt_says_that_the_audit_can_go_on(tmp_path: Path) -> None:
+    Stops.calls, before = 0, signal.getsignal(signal.SIGINT)
+    with pytest.raises(CamwatchError, match=r"interrupted after 1 batches of 4.*audit\.csv\.parts.*same call goes on"):
+        audit(Interrupting(), loader(data(30)), tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before, "the next Ctrl-C is heard"
+
+
 def test_unfinished_audit_with_other_settings_is_not_mixed_up(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Stops()

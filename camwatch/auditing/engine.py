@@ -8,6 +8,8 @@ import hashlib
 import importlib
 import io
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +143,8 @@ def audit(
         runner = runner_class(framework.__name__)(model, source, recipe, parts, datamodule)
         if trainer.is_global_zero:
             parts.open(_settings(model, source, recipe), resume)
-        trainer.predict(runner, return_predictions=False)
+        with _interruptible(parts, source.total):
+            trainer.predict(runner, return_predictions=False)
         trainer.strategy.barrier("audited")
         _check_complete(source, parts, runner)
 
@@ -237,13 +240,28 @@ def _settings(model: nn.Module, source: Source, recipe: Recipe) -> dict[str, Any
     }
 
 
+@contextmanager
+def _interruptible(parts: Parts, total: int | None) -> Iterator[None]:
+    """Lightning answers an interrupt (Ctrl-C) with an exit and goes on to ignore interrupts: both are undone."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as exit:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise _interrupted(parts, total) from exit
+
+
 def _check_complete(source: Source, parts: Parts, runner: Any) -> None:
-    done = len(parts.done())
-    if done < source.total if source.total is not None else not runner.finished:
-        raise CamwatchError(
-            f"the audit was interrupted after {done} batches{f' of {source.total}' if source.total else ''}; what is "
-            f"done lies in {parts.folder}, and the same call goes on with it"
-        )
+    if len(parts.done()) < source.total if source.total is not None else not runner.finished:
+        raise _interrupted(parts, source.total)
+
+
+def _interrupted(parts: Parts, total: int | None) -> CamwatchError:
+    return CamwatchError(
+        f"the audit was interrupted after {len(parts.done())} batches{f' of {total}' if total else ''}; what is "
+        f"done lies in {parts.folder}, and the same call goes on with it"
+    )
 
 
 def _write_summary(result: Audit) -> None:
