@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from camwatch import Alarm, CAMMonitor, load_archive
 from camwatch.errors import CamwatchWarning, PanelError
 from camwatch.watch import archive as archive_room
+from camwatch.watch import output as output_room
 from camwatch.watch import snapshot as snapshot_room
 
 
@@ -29,8 +30,9 @@ def fit(monitor: CAMMonitor, net: Any = None, epochs: int = 3, **options: Any) -
     """Trains, and returns what camwatch warned of; remarks on the small panel and its colours are left out."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        val = options.pop("val", None) or loader(data())
         run = trainer([monitor, *options.pop("callbacks", [])], max_epochs=epochs, log_every_n_steps=1, **options)
-        run.fit(net or SmallNet(), loader(data()), options.pop("val", None) or loader(data()))
+        run.fit(net or SmallNet(), loader(data()), val)
     texts = [str(one.message) for one in caught if issubclass(one.category, CamwatchWarning)]
     usual = ("images of the panel can be judged", "normalization", "are blank")
     return run, [text for text in texts if not any(part in text for part in usual)]
@@ -140,7 +142,8 @@ def test_a_full_disk_is_warned_of_once_and_later_snapshots_are_written(monkeypat
 
     def replacing(source: Any, target: Any) -> None:
         calls.append(Path(target).name)
-        if Path(target).name in ("000001.pt", "000002.pt"):
+        # Records and pictures of the second and third snapshot, on two threads.
+        if Path(target).name in ("000001.pt", "000002.pt", "step_00000004.png", "step_00000008.png"):
             raise full
         replace(source, target)
 
@@ -149,7 +152,9 @@ def test_a_full_disk_is_warned_of_once_and_later_snapshots_are_written(monkeypat
     assert run.current_epoch == 3 and errors(monitor) == [None] * 4
     assert len(said) == 1 and "No space left" in said[0]
     assert [s.look for s in load_archive(monitor.archive).snapshots] == [0, 3]
-    assert "000002.pt" in calls  # it was tried again
+    assert {"000002.pt", "step_00000008.png"} <= set(calls)  # it was tried again
+    strips = sorted(path.name for path in tmp_path.rglob("film_strip/*.png"))
+    assert strips == ["step_00000000.png", "step_00000012.png"]
 
 
 def test_a_directory_that_cannot_be_written_is_warned_of():
@@ -165,29 +170,49 @@ def test_a_directory_that_cannot_be_written_is_warned_of():
     monitor = CAMMonitor(12)
     run, said = fit(monitor, logger=Elsewhere())
     assert run.current_epoch == 3 and errors(monitor) == [None] * 4
-    assert said and len(said) <= 2 and all("training goes on" in text for text in said)
+    assert len(said) == 1 and "training goes on" in said[0]
 
 
 class Unreadable(Dataset[Any]):
-    """One file cannot be decoded."""
+    """Some files cannot be decoded."""
+
+    def __init__(self, broken: tuple[int, ...], targets: bool) -> None:
+        self.broken = broken
+        if targets:  # else samples are read to learn their labels
+            self.targets = data().tensors[1][:12].tolist()
 
     def __len__(self) -> int:
         return 12
 
     def __getitem__(self, i: int) -> Any:
-        if i == 5:
-            raise OSError("cannot identify image file 'five.jpg'")
+        if i in self.broken:
+            raise OSError(f"cannot identify image file '{i}.jpg'")
         return data()[i]
 
 
-def test_an_image_that_cannot_be_decoded_is_named_before_training():
+@pytest.mark.parametrize("n", [12, 10])
+@pytest.mark.parametrize("targets", [True, False])
+def test_an_image_that_cannot_be_decoded_is_left_out_and_named(targets, n):
+    monitor = CAMMonitor(n)
+    run, said = fit(monitor, val=loader(Unreadable((5, 8), targets)), limit_val_batches=0)
+    assert run.current_epoch == 3 and errors(monitor) == [None] * 4
+    panel = monitor._watcher.panel
+    kept = [int(i) for i in panel.ids]
+    assert len(set(kept)) == len(kept) >= 8 and not {5, 8} & set(kept)
+    assert torch.equal(panel.images, data().tensors[0][kept]) and torch.equal(panel.labels, data().tensors[1][kept])
+    chosen_blindly = targets or n == 12  # otherwise their labels could not be read, and they were not chosen
+    assert len(said) == chosen_blindly
+    assert not said or ("cannot be read and are left out of the panel" in said[0] and ".jpg'" in said[0])
+
+
+def test_a_data_set_of_which_no_image_can_be_decoded_is_an_error_before_training():
     class Untrained(SmallNet):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             raise AssertionError("a training step was taken")
 
     run = trainer(CAMMonitor(12))
-    with pytest.raises(PanelError, match=r"cannot be drawn .* OSError: cannot identify image file 'five.jpg'"):
-        run.fit(Untrained(), loader(data()), loader(Unreadable()))
+    with pytest.raises(PanelError, match=r"none of 12 samples .* can be read; .*OSError: cannot identify image file"):
+        run.fit(Untrained(), loader(data()), loader(Unreadable(tuple(range(12)), True)))
 
 
 def test_a_detector_that_raises_is_passed_over():
@@ -243,7 +268,18 @@ def terminate() -> None:
 
 @pytest.mark.parametrize("how", [interrupt, fail, terminate])
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_pending_is_written_when_training_ends_early(how, tmp_path):
+def test_what_is_pending_is_written_when_training_ends_early(how, tmp_path, monkeypatch):
+    write, pending = output_room.publish, []
+
+    def slowly(*args: Any) -> None:
+        ended.wait(10)
+        pending.append(len(monitor._watcher._output._pictures._jobs))
+        write(*args)
+
+    ended = threading.Event()
+    monkeypatch.setattr(output_room, "publish", slowly)
+    closing = CAMMonitor._close
+    monkeypatch.setattr(CAMMonitor, "_close", lambda self, trainer: (ended.set(), closing(self, trainer)))
     monitor = CAMMonitor(12)
     run = trainer([monitor, Ending(how)], max_epochs=3, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     with pytest.raises(BaseException) as caught:
@@ -252,4 +288,6 @@ def test_what_is_pending_is_written_when_training_ends_early(how, tmp_path):
     assert isinstance(caught.value, (SystemExit, ZeroDivisionError)) or "SIGTERM" in type(caught.value).__name__
     assert [s.epoch for s in monitor.history] == [-1, 0]
     assert [s.look for s in load_archive(monitor.archive).snapshots] == [0, 1]
+    assert pending == [2, 1]  # both waited for the end
+    assert len(list(tmp_path.rglob("film_strip/*.png"))) == 2
     assert not [thread for thread in threading.enumerate() if thread.name == "camwatch-writer"]

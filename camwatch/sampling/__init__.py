@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset
 
 from camwatch.errors import PanelError
 from camwatch.isolation import isolate_rng
@@ -16,6 +16,7 @@ from camwatch.panel import Panel
 from camwatch.regions.annotations import entries, without_empty
 from camwatch.sampling.batch import describe, split_sample
 from camwatch.sampling.dataset import choose, class_names, find_normalization, sample_ids
+from camwatch.sampling.readable import Readable, warn_of_unreadable, without_failures
 
 __all__ = ["choose", "draw", "find_normalization", "gather", "split_sample"]
 
@@ -31,8 +32,8 @@ def draw(
 
     The samples are read in this process by a loader of its own with the same ``collate_fn``; the random
     states are set for the reading and restored after it, so that the same panel is drawn every time and
-    nothing else changes. A data set with indices gives the samples that ``choose`` chooses; an iterable one,
-    or one that yields whole batches, the first.
+    nothing else changes. Samples that cannot be read are left out, with a warning. A data set with indices
+    gives the samples that ``choose`` chooses; an iterable one, or one that yields whole batches, the first.
 
     Args:
         loader: A ``DataLoader``, or any iterable of batches.
@@ -42,7 +43,7 @@ def draw(
         seed: Chooses the samples.
 
     Raises:
-        PanelError: There is no sample, the samples cannot be collated, or no images are found in a batch.
+        PanelError: There is no sample, none can be read, they cannot be collated, or no images are found in a batch.
         RegionError: A region does not fit its image.
 
     Example:
@@ -69,9 +70,11 @@ def draw(
 
     indices = choose(dataset, n, seed, label)
     ids = sample_ids(dataset)
-    chosen = Subset(dataset, indices)
-    own = DataLoader(chosen, loader.batch_size or min(n, 32), collate_fn=collate)
-    return gather(own, n, unpack, transfer, dataset, [ids[i] for i in indices], seed)
+    chosen = Readable(dataset, indices)
+    own = DataLoader(chosen, loader.batch_size or min(n, 32), collate_fn=without_failures(collate))
+    panel = gather(own, n, unpack, transfer, dataset, lambda: [ids[i] for i in indices if i not in chosen.failed], seed)
+    warn_of_unreadable(chosen.failed)
+    return panel
 
 
 def gather(
@@ -80,18 +83,18 @@ def gather(
     unpack: Callable[[Any], Any] | None = None,
     transfer: Callable[[Any], Any] | None = None,
     dataset: Any = None,
-    ids: list[str] | None = None,
+    ids: Callable[[], list[str]] | None = None,
     seed: int = 0,
 ) -> Panel:
     """Makes a panel of the first n images in batches.
 
     Args:
-        batches: As a loader yields them; no more than needed are read.
+        batches: As a loader yields them, None for an empty one; no more than needed are read.
         n: How many images; all if there are fewer.
         unpack: As in ``draw``.
         transfer: As in ``draw``.
         dataset: Where class names and the normalization are looked for.
-        ids: One per image, in order.
+        ids: Returns one per image, in order; called when all are read.
         seed: Of the random states while reading, which are restored afterwards.
 
     Raises:
@@ -107,6 +110,8 @@ def gather(
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed a GPU that is not guarded
         for batch in batches:
+            if batch is None:
+                continue
             found = split_sample(batch if transfer is None else transfer(batch), unpack)
             images.append(found[0].detach().cpu())
             if images[-1].shape[1:] != images[0].shape[1:]:
@@ -129,7 +134,7 @@ def gather(
             classes,
             without_empty(regions[:n]),
             class_names=names if fits else None,
-            ids=ids,
+            ids=None if ids is None else ids(),
             denormalize=known if known is not None and len(known[0]) in (1, bands) else None,
             rgb=(0, 1, min(2, max(bands - 1, 1))),
         )

@@ -61,9 +61,11 @@ def _read_labels(dataset: Any, order: list[int], label: Callable[[Any], Any]) ->
         for i in order:
             try:
                 known[i] = int(label(dataset[i]))
+            except OSError:  # a file that cannot be read is not chosen
+                continue
             except (PanelError, TypeError, ValueError, RuntimeError, LookupError):
                 return None  # no label to be had: the samples are not balanced
-    return known
+    return known or None
 
 
 def per_sample(dataset: Any, read: Callable[[Any], Sequence[Any] | None]) -> Sequence[Any] | None:
