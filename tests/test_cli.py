@@ -21,6 +21,7 @@ from PIL import Image
 
 from camwatch import cli
 from camwatch.auditing.loading import load_model, load_object
+from camwatch.cli import options
 from camwatch.errors import CamwatchError, InputError
 
 Run = Callable[[str], tuple[int, str, str]]
@@ -242,6 +243,29 @@ def test_audit_of_an_empty_folder_or_other_classes_exits_with_2(run: Run, photos
     assert code == 2 and "DATA/val is empty: no photo was found in cats, dogs" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("broken.json", "{", "broken.json: expected COCO's JSON, which this is not"),
+        ("other.json", "{}", r"other.json: expected COCO's keys annotations, images, got \[\]"),
+        ("boxes.csv", "file,x,y\n", "boxes.csv: expected the columns file,x1,y1,x2,y2, got file,x,y"),
+        ("words.csv", "file,x1,y1,x2,y2\na.jpg,1,2,three,4\n", "words.csv, line 2: .* holds no box of four numbers"),
+    ],
+)
+def test_audit_with_broken_regions_exits_with_2(
+    run: Run, photos: Path, checkpoint: Path, name: str, content: str, said: str
+) -> None:
+    Path(name).write_text(content)
+    code, out, err = run(f"{AUDIT} --regions {name}")
+    assert (code, out) == (2, "") and re.search(said, err), err
+
+
+def test_explain_that_cannot_write_exits_with_1(run: Run, photos: Path) -> None:
+    line = "explain DATA/val/cats/0.jpg --model test_cli.plain --weights none --size 32"
+    code, out, err = run(f"{line} --output DATA/val/cats/0.jpg/a.png")
+    assert (code, out) == (1, "") and re.search("Not a directory|File exists", err)
+
+
 def test_audit_that_breaks_exits_with_1(
     run: Run, photos: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,7 +369,32 @@ def test_help_teaches_by_examples_that_parse(run: Run, command: str) -> None:
     examples = [line.strip() for line in epilog.splitlines() if line.strip().startswith("camwatch ")]
     assert len(examples) >= 3
     for example in examples:
-        cli._parser().parse_args(shlex.split(example)[1:])
+        assert options.parse(shlex.split(example)[1:]).command == command
+    assert "exit codes: 0 done; 1 " in out
+
+
+def test_help_shows_each_command_with_an_example(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0 and "exit codes:" in out and "camwatch COMMAND --help" in out
+    for example in re.findall(r"^  camwatch (.*?)(?:   .*)?$", out, re.M):
+        assert options.parse(shlex.split(example)).command == example.split()[0]
+    assert run("--version")[1].startswith("camwatch ")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("audti last.ckpt", "camwatch: error: unknown command 'audti'; did you mean 'audit'? Valid: audit, layers"),
+        ("layers resnet18 --sise 64", "camwatch layers: error: unknown option '--sise'; did you mean '--size'"),
+        ("explain a.jpg --model resnet18 --colourmap=jet", "unknown option '--colourmap'; did you mean '--colormap'"),
+        ("layers resnet18 resnet34", "camwatch layers: error: unrecognized arguments: resnet34"),
+        ("layers resnet18 --size 6.5", "argument --size: expected a whole number of 1 or more, got '6.5'"),
+        ("layers", "the following arguments are required: MODEL"),
+    ],
+)
+def test_mistyped_command_or_option_exits_with_2_and_offers_near_names(run: Run, line: str, said: str) -> None:
+    code, out, err = run(line)
+    assert (code, out) == (2, "") and said in err
 
 
 def test_console_script_runs() -> None:

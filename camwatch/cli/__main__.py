@@ -1,0 +1,8 @@
+"""``python -m camwatch.cli``."""
+
+import sys
+
+from camwatch.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
