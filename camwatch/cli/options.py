@@ -69,19 +69,29 @@ exit codes: 0 done; 1 the weights cannot be downloaded, or the picture not writt
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parses a command line; near names are offered for a command or an option that does not exist."""
-    parser, commands = _parser()
+    parser, known = _parser()
     wanted = next((word for word in arguments if not word.startswith("-")), None)
-    if wanted is not None and wanted not in commands:
-        parser.error(unknown("command", wanted, commands))
+    if wanted is not None and wanted not in known:
+        parser.error(unknown("command", wanted, known))
     options, rest = parser.parse_known_args(arguments)
-    command = commands[options.command]
+    command = known[options.command]
     odd = next((word.partition("=")[0] for word in rest if word.startswith("--")), None)
     if odd is not None:
-        known = [name for action in command._actions for name in action.option_strings if name.startswith("--")]
-        command.error(unknown("option", odd, known))
+        names = [name for action in command._actions for name in action.option_strings if name.startswith("--")]
+        command.error(unknown("option", odd, names))
     if rest:
         command.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Returns each command's parser by name.
+
+    Example:
+        >>> sorted(commands())
+        ['audit', 'explain', 'layers']
+    """
+    return _parser()[1]
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -93,10 +103,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"camwatch {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, brief: str, about: str, examples: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(
+        made = subparsers.add_parser(
             name,
             help=brief,
             description=about,
@@ -168,7 +178,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--alpha", type=float, default=0.5, metavar="SHARE", help="weight of the heatmap, 0 to 1 (0.5)"
     )
     picture.add_argument("--colormap", default="jet", metavar="NAME", help="any of matplotlib's (jet)")
-    return parser, dict(commands.choices)
+    return parser, dict(subparsers.choices)
 
 
 def _model_options(parser: Any) -> None:
