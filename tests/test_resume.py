@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
-from camwatch import Alarm, CAMMonitor, load_archive
+from camwatch import Alarm, CAMMonitor, drift, load_archive
 from camwatch.errors import CamwatchWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::camwatch.errors.CamwatchWarning")
@@ -164,6 +164,30 @@ def test_a_second_fit_goes_on(tmp_path):
     assert_complete(monitor)
     trainer(monitor, max_epochs=1, logger=CSVLogger(tmp_path)).fit(SmallNet(), *sets)  # another model
     assert [s.epoch for s in monitor.history] == [-1, 0]
+
+
+def test_two_monitors_are_resumed_each_with_its_own_history(tmp_path):
+    def both() -> tuple[CAMMonitor, CAMMonitor]:
+        return watched(name="eye"), watched(name="ear", every_n_epochs=2)
+
+    first, second = both(), both()
+    fit(tmp_path, first[0], 2, callbacks=[first[1]]).save_checkpoint(tmp_path / "second.ckpt")
+    fit(tmp_path, second[0], 4, tmp_path / "second.ckpt", callbacks=[second[1]])
+    assert [[s.epoch for s in one.history] for one in second] == [[-1, 0, 1, 2, 3], [-1, 1, 3]]
+    for one in second:
+        assert_complete(one)
+    assert second[0].archive.parent == second[1].archive.parent
+
+
+def test_a_detector_that_was_given_before_carries_nothing_over(tmp_path):
+    """One object in two runs of two models: the second begins anew, as with an object of its own."""
+    given = drift.Level()
+    monitor, own = watched(detectors=[given]), watched(detectors=["level"])
+    fit(tmp_path, monitor, 2)
+    fit(tmp_path, monitor, 3)  # another model, another history
+    fit(tmp_path, own, 3)
+    assert_same(monitor, own)
+    assert given.state_dict() == drift.Level().state_dict()
 
 
 def test_another_panel_begins_a_new_history(tmp_path):

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nets import SmallNet, data, loader, trainer
 from PIL import Image
 
-from camwatch import imaging
+from camwatch import Alarm, CAMMonitor, imaging, load_archive
 from camwatch.errors import CamwatchWarning
 from camwatch.watch.background import BackgroundWriter
 from camwatch.watch.writers import ScalarWriter, Writer, for_logger
@@ -291,6 +292,63 @@ def test_mlflow_logger_gets_images_scalars_and_text_in_a_file_store(tmp_path, mo
     assert all(any(torch.equal(image, picture(step)) for image in stored) for step in (0, 10))
     texts = sorted(file.read_text() for file in tmp_path.rglob("camwatch/alarm/*.md"))
     assert texts == [TEXT, TEXT + " and shown elsewhere"]
+
+
+def certain(snapshot):
+    return Alarm("certain", snapshot.epoch, snapshot.global_step, "as always") if snapshot.epoch == 1 else None
+
+
+def train(logger):
+    """A run of two epochs with an alarm; its monitor."""
+    monitor = CAMMonitor(12, detectors=[certain], on_alarm=[])
+    run = trainer(monitor, logger=logger, log_every_n_steps=1)
+    run.fit(SmallNet(), loader(data()), loader(data()))
+    assert [s.global_step for s in monitor.history] == [0, 4, 8]
+    return monitor
+
+
+@pytest.mark.filterwarnings("ignore:.*images of the panel can be judged")
+@pytest.mark.filterwarnings("ignore:.*no normalization")
+def test_a_run_arrives_in_wandb_offline(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    from pytorch_lightning.loggers import WandbLogger
+
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    monitor = train(logger)
+    summary, folder = dict(logger.experiment.summary), Path(logger.experiment.dir).parent
+    wandb.finish()
+    last = monitor.history[-1].scalars["relevance_mass_accuracy"]
+    assert summary["camwatch/relevance_mass_accuracy"] == pytest.approx(last)
+    pictures = [str(path) for path in folder.rglob("*.png")]
+    assert [sum(kind in path for path in pictures) for kind in ("panel", "overlays", "film_strip")] == [1, 3, 3]
+    assert any("as always" in path.read_text() for path in folder.rglob("*.table.json"))
+    assert repr(load_archive(tmp_path).alarms) == repr(monitor.alarms)  # the evidence may hold NaN
+
+
+@pytest.mark.filterwarnings("ignore:.*images of the panel can be judged")
+@pytest.mark.filterwarnings("ignore:.*no normalization")
+def test_a_run_arrives_in_mlflow(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger(tracking_uri=(tmp_path / "runs").as_uri())
+    monitor = train(logger)
+    key = "relevance_mass_accuracy"
+    history = logger.experiment.get_metric_history(logger.run_id, f"camwatch/{key}")
+    assert [(m.step, m.value) for m in history] == [(s.global_step, s.scalars[key]) for s in monitor.history]
+    groups = [f"{key}/{group}" for group in ("right", "wrong") if f"{key}/{group}" in monitor.history[-1].scalars]
+    stored = logger.experiment.get_run(logger.run_id).data.metrics
+    assert groups
+    for group in groups:  # a file store cannot keep a metric below another
+        assert stored[f"camwatch/{group.replace('/', '_')}"] == monitor.history[-1].scalars[group]
+    pictures = [str(path) for path in tmp_path.rglob("*.png")]
+    assert [sum(kind in path for path in pictures) for kind in ("panel", "overlays", "film_strip")] == [1, 3, 3]
+    assert ["as always" in path.read_text() for path in tmp_path.rglob("camwatch/alarm/*.md")] == [True]
+    assert repr(load_archive(tmp_path).alarms) == repr(monitor.alarms)  # the evidence may hold NaN
 
 
 # Which writer a logger gets.
