@@ -211,6 +211,6 @@ def test_a_kill_loses_nothing_but_the_unfinished_snapshot(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
     import kill
 
-    outcomes = [kill.kill_once(tmp_path, after) for after in (1.5, 1.1, 2.0)]  # the second and third are resumed
+    outcomes = [kill.kill_once(tmp_path, after) for after in (2.0, 1.5, 2.5)]  # the second and third are resumed
     assert [one.problem for one in outcomes] == [""] * 3, outcomes
     assert any(one.snapshots for one in outcomes), outcomes

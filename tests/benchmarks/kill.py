@@ -10,15 +10,16 @@ checkpoint of the one before; of its snapshots at most one, the unfinished one o
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
+import logging
+import multiprocessing
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,9 +46,10 @@ class Outcome:
     problem: str = ""
 
 
-def train(folder: Path, checkpoint: str | None) -> None:
-    """A run without an end; prints a line for every snapshot that it has taken."""
+def train(folder: Path, checkpoint: str | None, told: Connection) -> None:
+    """A run without an end, in a process of its own; tells of every snapshot that it has taken."""
     import pytorch_lightning as pl
+    import torch
     from nets import SmallNet, data, loader, trainer
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import CSVLogger
@@ -56,15 +58,17 @@ def train(folder: Path, checkpoint: str | None) -> None:
 
     class Report(pl.Callback):
         def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-            print("begun", flush=True)
+            told.send((0, ""))
 
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             self.on_train_epoch_end(trainer, pl_module)
 
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            print(len(monitor.history), monitor.archive, flush=True)
+            told.send((len(monitor.history), str(monitor.archive)))
 
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     monitor = CAMMonitor(12)
     saving = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_epochs=1)
     run = trainer([monitor, Report(), saving], max_epochs=10_000, logger=CSVLogger(folder), enable_checkpointing=True)
@@ -73,23 +77,24 @@ def train(folder: Path, checkpoint: str | None) -> None:
 
 def kill_once(folder: Path, after: float) -> Outcome:
     """Trains in a process, from the folder's checkpoint where there is one, kills it, and reads the archive."""
+    context = multiprocessing.get_context("forkserver")  # which has imported what takes long
+    context.set_forkserver_preload(["nets", "camwatch.adapters.lightning", "matplotlib", "torchvision"])
     last = folder / "checkpoints" / "last.ckpt"
-    arguments = [sys.executable, __file__, "--train", str(folder)]
-    arguments += ["--checkpoint", str(last)] if (resumed := last.exists()) else []
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert process.stdout is not None and process.stderr is not None
-    if process.stdout.readline() != "begun\n":
-        raise RuntimeError(f"the run did not start: {process.stderr.read()[-2000:]}")
+    here, there = context.Pipe(duplex=False)
+    resumed = last.exists()
+    process = context.Process(target=train, args=(folder, str(last) if resumed else None, there))
+    process.start()
+    there.close()
+    reports: list[tuple[int, str]] = [here.recv()]  # it has begun
     time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    lines = process.stdout.read().splitlines(keepends=True)
-    process.wait()
-    whole = [line.split(maxsplit=1) for line in lines if line.endswith("\n")]
-    if not whole:
-        return Outcome(after, resumed=resumed)
-    return examine(Path(whole[-1][1].strip()), Outcome(after, int(whole[-1][0]), resumed=resumed))
+    process.kill()
+    process.join()
+    with contextlib.suppress(EOFError):
+        while True:
+            reports.append(here.recv())
+    reported, path = reports[-1]
+    outcome = Outcome(after, reported, resumed=resumed)
+    return examine(Path(path), outcome) if reported else outcome
 
 
 def examine(path: Path, outcome: Outcome) -> Outcome:
@@ -124,26 +129,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=Path)
-    parser.add_argument("--checkpoint")
     given = parser.parse_args()
-    if given.train is not None:
-        train(given.train, given.checkpoint)
-    else:
-        with tempfile.TemporaryDirectory() as name:
-            outcomes = kill_repeatedly(Path(name), given.times, given.seed)
-        bad = [one for one in outcomes if one.problem]
-        begun = [one for one in outcomes if one.reported]
-        missing = [one.reported - one.snapshots for one in begun]
-        resumed = [one for one in begun if one.resumed]
-        print(f"{len(outcomes)} kills, {len(outcomes) - len(bad)} archives sound, {len(bad)} not")
-        print(f"{len(outcomes) - len(begun)} before the first snapshot, {len(resumed)} of the others in a resumed run")
-        print(
-            f"snapshots taken: {sum(one.reported for one in begun)}, at most {max(o.reported for o in begun)} in a run"
-        )
-        print(
-            f"the last snapshot was missing after {sum(n > 0 for n in missing)} kills, never more than {max(missing)}"
-        )
-        print(f"resumed with one snapshot from the checkpoint, without maps: {sum(o.without_maps for o in resumed)}")
-        for one in bad:
-            print(one)
+    with tempfile.TemporaryDirectory() as name:
+        outcomes = kill_repeatedly(Path(name), given.times, given.seed)
+    bad = [one for one in outcomes if one.problem]
+    begun = [one for one in outcomes if one.reported]
+    missing = [one.reported - one.snapshots for one in begun]
+    resumed = [one for one in begun if one.resumed]
+    print(f"{len(outcomes)} kills, {len(outcomes) - len(bad)} archives sound, {len(bad)} not")
+    print(f"{len(outcomes) - len(begun)} before the first snapshot, {len(resumed)} of the others in a resumed run")
+    print(f"snapshots taken: {sum(one.reported for one in begun)}, at most {max(o.reported for o in begun)} in a run")
+    print(f"the last snapshot was missing after {sum(n > 0 for n in missing)} kills, never more than {max(missing)}")
+    print(f"resumed with one snapshot from the checkpoint, without maps: {sum(o.without_maps for o in resumed)}")
+    for one in bad:
+        print(one)
