@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -282,8 +283,16 @@ def test_probe_is_not_fooled_by_confusion_alone():
 
 def test_probe_compares_with_as_large_a_box_elsewhere():
     harmless = [probes(k, 0.7, 0.3, elsewhere=1.0) for k in range(6)]
-    assert epochs(Probe(retained=0.9, overwhelming=1.0), harmless) == []
-    assert epochs(Probe(retained=0.1), harmless) != []
+    assert epochs(Probe(retained=0.9, swap_alone=1.0, overwhelming=1.0), harmless) == []
+    assert epochs(Probe(retained=0.1, swap_alone=1.0, overwhelming=1.0), harmless) != []
+
+
+def test_swaps_surely_above_confusion_need_no_agreement_but_on_two_classes():
+    hidden_to_chance = [probes(k, 0.25, 0.4) for k in range(6)]
+    assert epochs(Probe(overwhelming=1.0), hidden_to_chance) == [1]
+    assert epochs(Probe(swap_alone=1.0, overwhelming=1.0), hidden_to_chance) == []
+    binary = [dataclasses.replace(s, labels=s.labels % 2, predicted=s.labels % 2) for s in hidden_to_chance]
+    assert epochs(Probe(overwhelming=1.0), binary) == []
 
 
 def test_probe_does_not_judge_a_model_that_knows_nothing():
@@ -349,7 +358,17 @@ def test_dead_maps_alarm_above_a_fifth_of_the_panel():
     assert epochs(DeadMaps(), [dead(k, 7, math.nan) for k in range(4)]) == [1]
     assert epochs(DeadMaps(), [dead(k, count) for k, count in enumerate([7, 7, 0, 7, 0, 0, 7, 7])]) == [1, 7]
     [alarm] = replay([dead(0, 7), dead(1, 7)], [DeadMaps()])
-    assert alarm.evidence["dead"] == list(range(7)) and "7 of 32 maps are blank (22%" in alarm.message
+    assert alarm.evidence["dead"] == list(range(7)) and "7 of the 32 maps of images answered rightly" in alarm.message
+
+
+def test_only_images_answered_rightly_count_as_dead_unless_none_is():
+    wrong = torch.arange(N) < 16
+    blank_where_wrong = look(0, map_mass=torch.where(wrong, 0.0, 3.0), correct=(~wrong).float())
+    assert replay([blank_where_wrong] * 3, [DeadMaps()]) == []
+    few = torch.where(torch.arange(N) < 20, 0.0, 3.0)  # 4 of the 16 right ones
+    assert len(replay([look(0, map_mass=few, correct=(~wrong).float())] * 3, [DeadMaps()])) == 1
+    [alarm] = replay([look(0, map_mass=torch.zeros(N), correct=torch.zeros(N))] * 3, [DeadMaps()])
+    assert alarm.evidence["dead"] == list(range(N)) and "all images" in alarm.message
 
 
 # The null of all of them together

@@ -20,10 +20,12 @@ class Probe:
     At each look with probes, over the images that are answered rightly and as means over classes: an alarm
     needs the swaps to follow the context (the score, see ``reliance``, surely above 0 and more than
     ``swap_margin``) *and* the labels to survive the hiding of their region (lower bound above chance +
-    ``hide_margin``, and ``retained`` of what survives hiding as large a box elsewhere), at ``looks`` looks in a
-    row; or a score surely above ``overwhelming`` at one. Bounds are Wilson's at the level of the look.
+    ``hide_margin``, and ``retained`` of what survives hiding as large a box elsewhere), or, with more than two
+    classes, a score surely above ``swap_alone``; either at ``looks`` looks in a row, or a score surely above
+    ``overwhelming`` at one. Bounds are Wilson's at the level of the look.
 
-    Hiding alone says little of a model that follows the region where it sees both, so it never alarms alone. A
+    Hiding alone says little of a model that follows the region where it sees both, so it never alarms alone. With
+    two classes no third one tells what a seam confuses, so the swap needs hiding to agree. A
     model whose accuracy is less than ``accuracy_margin`` above the most frequent class is not judged. Legitimate
     context also scores, and a cue inside the regions does not.
 
@@ -32,6 +34,8 @@ class Probe:
         hide_margin: How far above chance the lower bound of hiding has to be. In the clean runs on which it was
             chosen that bound stayed below chance.
         retained: Share of the survival of hiding elsewhere.
+        swap_alone: Lower bound of the score that needs no agreement. In the clean runs on which it was chosen it
+            never exceeded .01 at two looks in a row.
         overwhelming: Score that needs neither agreement nor a second look.
         accuracy_margin: How far above chance the accuracy has to be.
         alpha: Probability of any false alarm in a run.
@@ -42,6 +46,7 @@ class Probe:
     swap_margin: float = 0.05
     hide_margin: float = 0.15
     retained: float = 0.5
+    swap_alone: float = 0.02
     overwhelming: float = 0.25
     accuracy_margin: float = 0.1
     alpha: float = 0.05
@@ -58,8 +63,8 @@ class Probe:
         found = reliance(snapshot, level, self.accuracy_margin)
         assert found is not None  # the level does not decide whether it can be read
         self._looks.check_size(found.n)
-        hit = relies(found, self.swap_margin, self.hide_margin, self.retained, self.overwhelming)
-        at_once = found.score_low > self.overwhelming
+        limits = (self.swap_margin, self.hide_margin, self.retained, self.swap_alone, self.overwhelming)
+        hit, at_once = relies(found, *limits), found.score_low > self.overwhelming
         if not self._episode.step(hit, found.score <= self.swap_margin, self.looks, at_once):
             return None
         return self._alarm(snapshot, found, level)

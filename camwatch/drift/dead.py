@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from camwatch.drift import evidence
+from camwatch.drift.probes import right
 from camwatch.drift.state import Episode, restore, save
 from camwatch.records import Alarm, Snapshot
 
@@ -15,11 +18,12 @@ from camwatch.records import Alarm, Snapshot
 class DeadMaps:
     """Too many images have a blank map: zero everywhere, or not finite.
 
-    No test: the panel's share itself is compared, ``looks`` times in a row. The other detectors go on with the
-    images that are alive.
+    Only images that are answered rightly count, all of them where none is: the label of a wrong answer may well
+    have no positive evidence, as every label has under an untrained head. No test: the share itself is compared,
+    ``looks`` times in a row. The other detectors go on with the images that are alive.
 
     Args:
-        limit: Share of the panel above which an alarm is raised.
+        limit: Share of these images above which an alarm is raised.
         looks: Looks in a row that must agree.
         name: Under which alarms and states go.
     """
@@ -34,16 +38,20 @@ class DeadMaps:
         mass = snapshot.per_image.get("map_mass")
         if snapshot.error is not None or mass is None or not len(mass):
             return None
-        dead = (~(mass > 0) | ~mass.isfinite()).nonzero().flatten().tolist()
-        share = len(dead) / len(mass)
+        asked, whose = right(snapshot) == 1, "images answered rightly"
+        if not asked.any():
+            asked, whose = torch.ones_like(asked), "all images"
+        n = int(asked.sum())
+        dead = ((~(mass > 0) | ~mass.isfinite()) & asked).nonzero().flatten().tolist()
+        share = len(dead) / n
         if not self._episode.step(share > self.limit, share <= self.limit, self.looks):
             return None
         sentence = (
-            f"{len(dead)} of {len(mass)} maps are blank ({share:.0%}, limit {self.limit:.0%}): images "
+            f"{len(dead)} of the {n} maps of {whose} are blank ({share:.0%}, limit {self.limit:.0%}): images "
             f"{evidence.listing(dead)}. Their class gets no positive evidence at this layer, and every other "
             "number is of the rest."
         )
-        found = {"effect": share, "n": len(mass), "dead": dead, "limit": self.limit}
+        found = {"effect": share, "n": n, "dead": dead, "limit": self.limit}
         return evidence.alarm(self.name, snapshot, [sentence], found, "Try another layer, target or method.")
 
     def state_dict(self) -> dict[str, Any]:

@@ -105,23 +105,29 @@ def relies(
     swap_margin: float = 0.05,
     hide_margin: float = 0.15,
     retained: float = 0.5,
+    swap_alone: float = 0.02,
     overwhelming: float = 0.25,
 ) -> bool:
     """Whether the probes surely show reliance on something outside of the regions.
 
-    Hiding saturates: a model may know a cue and still follow the region where it sees both. So both forms have
-    to say it, unless the swap alone is overwhelming.
+    Hiding saturates: a model may know a cue and still follow the region where it sees both. And a model may
+    follow a cue where it sees both and give no label where the region is hidden. So a small score needs hiding
+    to agree, and a larger one does not, where third classes have measured what confusion alone does.
 
     Args:
         found: What ``reliance`` read.
         swap_margin: What the score has to exceed, its lower bound being above 0.
         hide_margin: How far above chance the lower bound of ``hide`` has to be.
         retained: Share of what hiding as large a box elsewhere leaves that hiding the region has to leave.
-        overwhelming: Lower bound of the score that needs no agreement.
+        swap_alone: Lower bound of the score that needs no agreement on more than two classes.
+        overwhelming: Lower bound of the score that needs none on two either.
     """
     if found.score_low > overwhelming:
         return True
+    if not (found.score_low > 0 and found.score > swap_margin):
+        return False
+    if found.score_low > swap_alone and found.chance < 0.5:
+        return True
     beside = 1.0 if found.elsewhere is None else found.elsewhere
     kept = found.hide - found.chance >= retained * (beside - found.chance)
-    follows = found.score_low > 0 and found.score > swap_margin
-    return follows and found.hide_low > found.chance + hide_margin and kept
+    return found.hide_low > found.chance + hide_margin and kept

@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 import worlds
-from judging import BASELINES, DETECTORS, judge, load
+from judging import BASELINES, CLEAN, DETECTORS, RELIANT, judge, load
 from plan import TIERS, reported
 from scipy.stats import binomtest, rankdata, spearmanr
 from training import CONTROLS
 
 Row = dict[str, Any]
-ATTENTION = ("drop", "level", "probe")  # dead_maps speaks of the maps themselves, not of where they look
+TITLES = {
+    "S": "Tier S",
+    "P": "Tier P",
+    "added": "A cue and an architecture held back",
+    "moved": "Maps that move while the answers hardly do",
+}
 MAPS = ("drop", "level")
 GRADED = ("chance", "0.8", "0.95", "1")
 
@@ -39,10 +44,10 @@ def report(folder: Path, out: Path, half: str | None = None, detectors: Any = "d
         rows[tier] = [judge(load(folder / f"{run.key}.pt"), detectors) for run in done]
     write_csv(tables / "runs.csv", [{"tier": tier, **row} for tier, found in rows.items() for row in found])
     lines = ["# Error rates of the alarms", "", *HEAD.split("\n")]
+    every = [row for found in rows.values() for row in found]
     for tier, found in rows.items():
         if found:
-            lines += [f"## Tier {tier}" if len(tier) == 1 else "## A cue and an architecture held back", ""]
-            lines += section(found, tables, tier)
+            lines += [f"## {TITLES[tier]}", "", *section(found, tables, tier, every)]
     figures(rows["S"], tables)
     (out / "RESULTS.md").write_text("\n".join(lines) + "\n")
     return lines
@@ -50,11 +55,10 @@ def report(folder: Path, out: Path, half: str | None = None, detectors: Any = "d
 
 HEAD = """\
 All figures are of the default detectors in one configuration. Tier S: the thresholds were fixed on the even seeds in
-the commit "Fix the thresholds of the alarms on the even seeds"; what stands here is of the odd seeds, which no detector
-had judged before; the rule that names a cue was fixed in a second commit, on the same even seeds. The seeds 13 and 15
-were added after 51 clean runs had been judged, because the bound of .05 needs 59 without an alarm. To get it again:
+the commit "Fix the thresholds of the alarms on the even seeds"; what stands here is of the odd seeds from 17, which no
+detector had judged before. To get it again:
 
-    python tests/benchmarks/drift run          # also with --tier P and --tier added; goes on where it stopped
+    python tests/benchmarks/drift run          # also with --tier P, added and moved; goes on where it stopped
     python tests/benchmarks/drift report       # of the even seeds: --half tuning --out somewhere/else
 
 Every run stands in `results/runs.csv`, with what every detector and every baseline said of it. The truth comes
@@ -66,35 +70,24 @@ in the better of their two directions.
 
 What has to be known to read them:
 
-- The issue's false-alarm target is about any alarm, and by that it is not met. All alarms on clean runs were of
-  `dead_maps`, which says that maps are blank and nothing of where a model looks; that `drop`, `level` and `probe` are
-  counted apart, and that `dead_maps` is left out of the alarms that ought to say 'unconfirmed', was decided after the
-  reported seeds had been judged. So was the addition of the seeds 13 and 15, for which the exact bound does not allow.
-- No alarm of `drop` or `level` fell on a look at which the model was not reliant, so nothing is known of its label.
-- Detection did not carry over to the architecture that was held back (depthwise convolutions, GroupNorm): on shapes
-  it relied on the cue late, by swaps it followed the context, but with the object hidden hardly any label was given
-  (.20 to .29, chance .20), and `probe` asks for both. Nothing was tuned on that.
-- Tier P is too small and trained too briefly: its clean runs are hardly better than chance (.2), so that their silence
-  means little, and the place that was named in one of them is an error.
-- The cue `caption` and that architecture were written before the thresholds were fixed but not run until after.
 - The nets are small, the images 48 or 64 pixels, the cues planted, and the panel shows the cue, agreeing with the
   label, in every arm but `none`. A score that could not be read (accuracy near chance) counts as 0 in the AUROC.
-- Informative backgrounds (arm `legitimate`) came out as more reliance than planned; none of these runs was clean.
 - `object` and `texture` have no one place and are not among the places to be named; any part of the frame counts as
   the place of `border`, which is much of the image's edge.
 """
 
 
-def section(rows: list[Row], out: Path, tier: str) -> list[str]:
+def section(rows: list[Row], out: Path, tier: str, every: list[Row]) -> list[str]:
     clean, reliant = ([row for row in rows if row["state"] == state] for state in ("clean", "reliant"))
     grey = len(rows) - len(clean) - len(reliant)
     lines = [f"{len(rows)} runs: {len(clean)} clean, {len(reliant)} reliant, {grey} grey.", ""]
-    tables = {"Targets": targets(rows, clean, reliant)} if tier == "S" else {}
+    tables = {"Targets": targets(rows, clean, reliant, every)} if tier == "S" else {}
     tables |= {
         "False alarms": false_alarms(rows),
         "Detection": detection(reliant),
         "Detection by cue and arm": by_cue(reliant),
-        "Delay and labels": delays(rows, reliant),
+        "Delay": delays(reliant),
+        "What alarms about maps say of behaviour": labels(rows),
     }
     if tier == "S":
         tables["Score against reliance"] = scores(rows)
@@ -107,20 +100,17 @@ def section(rows: list[Row], out: Path, tier: str) -> list[str]:
     return lines
 
 
-def targets(rows: list[Row], clean: list[Row], reliant: list[Row]) -> list[Row]:
-    """What was aimed at, what was measured, and whether that meets it."""
+def targets(rows: list[Row], clean: list[Row], reliant: list[Row], every: list[Row]) -> list[Row]:
+    """What was aimed at, what was measured, and whether that meets it; labels are of all tiers."""
 
     def row(target: str, value: float, met: bool, n: int) -> Row:
         return {"target": target, "measured": value, "n": n, "met": "not measured" if not n else "yes" if met else "no"}
 
-    bounds = false_alarms(rows)[0]
-    either, attention = bounds["upper bound"], bounds["its upper bound"]
+    bound = false_alarms(rows)[0]["upper bound"]
     found = detection(reliant)
     local = next((r for r in found if r["runs"].startswith("localized, rho >=")), {"rate": math.nan, "n": 0})
-    late = {r["what"]: r for r in delays(rows, reliant)}
-    nothing = {"value": math.nan, "n": 0}
-    median = late.get("median delay, all arms", nothing)
-    said = next(r for name, r in late.items() if "at most .05" in name)
+    median = next((r for r in delays(reliant) if r["what"] == "median delay, all arms"), {"value": math.nan, "n": 0})
+    said = labels(every)[0]
     marks = {r["what"]: r for r in scores(rows)} or {"score": {"AUROC": math.nan, "Spearman": math.nan, "n": 0}}
     others = {name: r for name, r in marks.items() if name not in ("score", "outside-only accuracy")}
     best = max((r["AUROC"] for r in others.values()), default=math.nan)
@@ -131,11 +121,10 @@ def targets(rows: list[Row], clean: list[Row], reliant: list[Row]) -> list[Row]:
     named, silent = transplants(clean, reliant)[:2]
     score, n = marks["score"], marks["score"]["n"]
     return [
-        row("false alarms, any: exact upper bound at most .05", either, either <= 0.05, len(clean)),
-        row("the same without dead_maps (see above)", attention, attention <= 0.05, len(clean)),
+        row("false alarms: exact upper bound at most .05", bound, bound <= 0.05, len(clean)),
         row("detection, localized cues, rho >= .95: at least .95", local["rate"], local["rate"] >= 0.95, local["n"]),
         row("median delay: at most 1 snapshot", median["value"], median["value"] <= 1, median["n"]),
-        row("'unconfirmed' where not reliant: at least .90", said["value"], said["value"] >= 0.9, said["n"]),
+        row("'unconfirmed' where not reliant: at least .90", said["rate"], said["rate"] >= 0.9, said["n"]),
         row("AUROC of the score: at least .95", score["AUROC"], score["AUROC"] >= 0.95, n),
         row("AUROC less the best baseline but outside-only: above 0", score["AUROC"] - best, score["AUROC"] > best, n),
         row("Spearman less that of outside-only: above 0", score["Spearman"] - outside, score["Spearman"] > outside, n),
@@ -155,7 +144,6 @@ def false_alarms(rows: list[Row]) -> list[Row]:
     found = []
     for name, group in groups.items():
         k = sum(row["alarm"] is not None for row in group)
-        attention = sum(any(row[d] is not None for d in ATTENTION) for row in group)
         by = ", ".join(f"{d} {c}" for d in DETECTORS if (c := sum(row[d] is not None for row in group)))
         found.append(
             {
@@ -163,10 +151,8 @@ def false_alarms(rows: list[Row]) -> list[Row]:
                 "n": len(group),
                 "judged by the probe": sum(row["looks judged"] >= 2 for row in group),
                 "mean accuracy": float(np.mean([row["validation accuracy"] for row in group])) if group else math.nan,
-                "any alarm": k,
+                "with an alarm": k,
                 "upper bound": one_sided(k, len(group)),
-                "drop, level or probe": attention,
-                "its upper bound": one_sided(attention, len(group)),
                 "by detector": by,
             }
         )
@@ -212,8 +198,8 @@ def by_cue(reliant: list[Row]) -> list[Row]:
     return found
 
 
-def delays(rows: list[Row], reliant: list[Row]) -> list[Row]:
-    """Snapshots from counterfactual onset to the alarm, a miss counting as infinite; and what alarms say."""
+def delays(reliant: list[Row]) -> list[Row]:
+    """Snapshots from counterfactual onset to the alarm, a miss counting as infinite."""
     chosen = [r for r in reliant if r["cue"] in (*worlds.LOCALIZED, *worlds.SPREAD)]
     found = []
     for name, group in {"all arms": chosen, "late onset": [r for r in chosen if r["arm"] == "late"]}.items():
@@ -222,18 +208,18 @@ def delays(rows: list[Row], reliant: list[Row]) -> list[Row]:
             share = sum(wait <= 1 for wait in waits) / len(waits)
             found.append({"what": f"median delay, {name}", "n": len(waits), "value": float(np.median(waits))})
             found.append({"what": f"share within 1 snapshot, {name}", "n": len(waits), "value": share})
-    for limit, name in ((0.05, "at most .05"), (0.2, "below .20")):
-        said = [alarm for row in rows for alarm in row["alarms"] if alarm["detector"] in MAPS]
-        moved = [a for a in said if a["reliance"] <= limit - (limit == 0.2) * 1e-9]
-        labelled = [a["behaviour"] == "unconfirmed" for a in moved]
-        found.append(
-            {
-                "what": f"alarms of drop and level at a look with reliance {name} that say 'behaviour unconfirmed'",
-                "n": len(moved),
-                "value": sum(labelled) / len(moved) if moved else math.nan,
-            }
-        )
     return found
+
+
+def labels(rows: list[Row]) -> list[Row]:
+    """How many alarms of drop and level, raised where the model is not reliant, say that behaviour is unconfirmed."""
+    said = [alarm for row in rows for alarm in row["alarms"] if alarm["detector"] in MAPS]
+    groups = {"at most .05": [a for a in said if a["reliance"] <= CLEAN]}
+    groups["below .20"] = [a for a in said if a["reliance"] < RELIANT]
+    return [
+        {"reliance at the alarm": name, **rate([alarm["behaviour"] == "unconfirmed" for alarm in group])}
+        for name, group in groups.items()
+    ]
 
 
 def auroc(values: Sequence[float], positive: Sequence[bool]) -> float:

@@ -34,7 +34,8 @@ class Run:
         base: Of the images.
         cue: What is planted.
         arm: One of ``ARMS`` or ``CONTROLS``; "late" (useless until the switch, then rho = 1); "legitimate"
-            (an informative background of rho = .35).
+            (an informative background of rho = .35); "settled" (the task is known without the cue before the
+            run begins, and the cue comes in with rho = 1 at the third epoch).
         net: Architecture.
         epochs: How many.
     """
@@ -56,6 +57,8 @@ class Run:
             return 1.0 if epoch >= 4 else 1 / worlds.CLASSES
         if self.arm == "legitimate":
             return 0.35
+        if self.arm == "settled":
+            return 1.0 if epoch >= 2 else None
         return ARMS["chance" if self.arm in CONTROLS else self.arm]
 
 
@@ -93,6 +96,18 @@ def build(net: str) -> nn.Sequential:
             block(3, 24, 2), separable(24, 32), separable(32, 64, 2), separable(64, 64), separable(64, 64)
         )
         width = 64
+    elif net == "deep":
+        widths = (3, 16, 32, 32, 64, 64, 64, 64)
+        strides = (1, 2, 1, 2, 1, 1, 1)
+        backbone = nn.Sequential(*map(block, widths, widths[1:], strides))
+        width = 64
+    elif net == "inverted":
+        from torchvision.models.mobilenetv2 import InvertedResidual
+
+        blocks = [InvertedResidual(16, 24, 1, 4), InvertedResidual(24, 40, 2, 4)]
+        blocks += [InvertedResidual(40, 40, 1, 4) for _ in range(3)]
+        backbone = nn.Sequential(block(3, 16, 2), *blocks)
+        width = 40
     else:
         raise ValueError(f"unknown net {net!r}")
     return nn.Sequential(backbone, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5)))
@@ -107,7 +122,7 @@ def pretrained(base: str, net: str, seed: int, folder: Path) -> nn.Sequential:
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model
-    count, rate = (400, 5e-4) if net == "resnet18" else (800, 2e-3)
+    count, rate = (1500, 1e-3) if net == "resnet18" else (800, 2e-3)
     given = worlds.scenes(base, count, start, pretraining=True)
     optimizer = torch.optim.Adam(model.parameters(), rate)
     for epoch in range(6):
@@ -124,6 +139,14 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, lab
     optimizer.zero_grad(set_to_none=True)
     functional.cross_entropy(model(images), labels).backward()
     optimizer.step()
+
+
+def settle(model: nn.Module, given: worlds.Scenes, rate: float, seed: int) -> None:
+    """Teaches a net the task on images without a cue."""
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    for epoch in range(6):
+        for batch in batches(len(given.labels), 100 * seed + 50 + epoch):
+            step(model, optimizer, given.images[batch] - 0.5, given.labels[batch])
 
 
 def batches(count: int, seed: int, size: int = 32) -> Iterator[Tensor]:
@@ -208,7 +231,7 @@ def slim(snapshot: Snapshot) -> Snapshot:
 
 def parts(run: Run) -> tuple[worlds.Scenes, worlds.Scenes, worlds.Scenes]:
     """Returns the scenes for training, those held out, and the panel's; none has its cue yet."""
-    count, held = (300, 200) if run.net == "resnet18" else (TRAIN, HELD)
+    count, held = (500, 200) if run.net == "resnet18" else (TRAIN, HELD)
     given = worlds.scenes(run.base, count + held + PANEL, run.seed)
     return given[:count], given[count : count + held], given[count + held :]
 
@@ -216,20 +239,21 @@ def parts(run: Run) -> tuple[worlds.Scenes, worlds.Scenes, worlds.Scenes]:
 def panel_images(run: Run) -> tuple[Tensor, worlds.Scenes]:
     """Returns the panel as the net takes it; its cue agrees with the label in every arm that has one."""
     watched = parts(run)[2]
-    values = watched.labels if run.rho(0) is not None else torch.full_like(watched.labels, -1)
-    return worlds.plant(run.cue, watched, values, 5 * run.seed + 1) - 0.5, watched
+    return worlds.plant(run.cue, watched, watched.labels, 5 * run.seed + 1) - 0.5, watched
 
 
 def train(run: Run, folder: Path) -> dict[str, Any]:
     """Trains a run and returns what the report needs; also written to ``folder/<key>.pt``."""
     began = time.process_time()
     small = run.net == "resnet18"
-    rate = 3e-4 if small else 2e-3
+    rate = {"resnet18": 3e-4, "deep": 1e-3}.get(run.net, 2e-3)
     training, test, watched = parts(run)
     shown, _ = panel_images(run)
     agrees = worlds.plant(run.cue, test, test.labels, 5 * run.seed + 2) - 0.5
     disagrees = worlds.plant(run.cue, test, worlds.draw_cues(test.labels, 0.0, run.seed), 5 * run.seed + 2) - 0.5
     model = pretrained(run.base, run.net, run.seed, folder)
+    if run.arm == "settled":
+        settle(model, training, rate, run.seed)
     layer = "0.layer2" if small else None
     watched_as = panels(shown, watched, run.arm == "1" and run.cue in worlds.LOCALIZED and not small, run.seed)
     recipes = {name: write_recipe(model, p, layer, "gradcam", "label", None) for name, p in watched_as.items()}

@@ -1,4 +1,4 @@
-"""Images whose object, region and cue are known: digits, shapes and photographs, with a cue that may be told apart."""
+"""Images whose object, region and cue are known: digits, shapes, objects on photographs; the cue may tell the class."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ COLOURS = torch.tensor([[1, 0.2, 0.2], [0.2, 0.9, 0.2], [0.3, 0.3, 1], [0.95, 0.
 
 # Cues at one place of the image, at no one place, and those that no map of regions can show.
 PLACED = ("corner", "border", "watermark", "object")
-LOCALIZED = (*PLACED, "caption")  # the caption was held back until the thresholds were fixed
+LOCALIZED = (*PLACED, "caption", "ruler")  # the ruler was held back until the thresholds were fixed
 SPREAD = ("texture",)
 MISSES = ("blur", "tint", "inside")
+
+# Side of the image, side of the object, and how far the object keeps from the edge, in pixels.
+BASES = {"digits": (48, 14, 13), "shapes": (48, 14, 13), "canvas": (64, 32, 12), "photos": (64, 26, 14)}
 
 
 @dataclass(frozen=True)
@@ -33,25 +36,25 @@ class Scenes:
 
 
 def scenes(base: str, count: int, seed: int, pretraining: bool = False) -> Scenes:
-    """Draws scenes of a base: "digits", "shapes", or "photos"; for pretraining, of five other classes."""
+    """Draws scenes of a base, one of ``BASES``; for pretraining, of five other classes."""
     g = torch.Generator().manual_seed(1000 * seed + 7 * pretraining)
-    if base == "digits":
-        labels, alphas, masks = _digits(count, g, pretraining)
+    size, side, margin = BASES[base]
+    if base in ("digits", "canvas"):
+        labels, alphas, masks = _digits(count, g, pretraining, side)
     else:
-        labels, alphas = _shapes(count, g, pretraining, {"shapes": 14, "photos": 22}[base])
+        labels, alphas = _shapes(count, g, pretraining, side)
         masks = alphas > 0.5
-    side = alphas.shape[-1]
-    size = 64 if base == "photos" else 48
-    if base == "photos":
+    if base == "photos":  # textured objects that stand out: bright ones on dark backgrounds, dark ones on bright
         backgrounds = _crops(count, size, g, 0.3, 0.45)
-        fills = _crops(count, side, g, 0.8, 1.0)
+        fills = 0.4 * _crops(count, side, g, 0.8, 1.0) + 0.6 * torch.rand(count, 3, 1, 1, generator=g)
+        dark = backgrounds.mean((1, 2, 3), keepdim=True) < 0.5
+        fills = torch.where(dark, 0.5 + 0.5 * fills, 0.5 * fills)
     else:
         grey = 0.15 + 0.25 * torch.rand(count, 1, 1, 1, generator=g)
         backgrounds = (grey + 0.08 * torch.randn(count, 3, size, size, generator=g)).clamp(0, 1)
         fills = 0.65 + 0.35 * torch.rand(count, 3, 1, 1, generator=g).expand(-1, -1, side, side)
-    least, most = (side - 1, size - 2 * side + 1) if base != "photos" else (16, size - side - 16)
     images, full = backgrounds.clone(), torch.zeros(count, size, size, dtype=torch.bool)
-    places = torch.randint(least, most + 1, (count, 2), generator=g)
+    places = torch.randint(margin, size - side - margin + 1, (count, 2), generator=g)
     for i, (x, y) in enumerate(places.tolist()):
         patch = images[i, :, y : y + side, x : x + side]
         images[i, :, y : y + side, x : x + side] = patch + alphas[i] * (fills[i] - patch)
@@ -59,7 +62,7 @@ def scenes(base: str, count: int, seed: int, pretraining: bool = False) -> Scene
     return Scenes(images, labels, full, torch.cat([places, places + side], 1))
 
 
-def _digits(count: int, g: torch.Generator, pretraining: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _digits(count: int, g: torch.Generator, pretraining: bool, side: int) -> tuple[Tensor, Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -67,7 +70,7 @@ def _digits(count: int, g: torch.Generator, pretraining: bool) -> tuple[Tensor, 
     chosen = ((labels >= 0) & (labels < CLASSES)).nonzero().flatten()
     chosen = chosen[torch.randperm(len(chosen), generator=g)][:count]
     pictures = torch.tensor(source.images, dtype=torch.float32)[chosen, None] / 16
-    alphas = functional.interpolate(pictures, size=14, mode="bilinear")[:, 0]
+    alphas = functional.interpolate(pictures, size=side, mode="bilinear")[:, 0]
     return labels[chosen], alphas, torch.ones_like(alphas, dtype=torch.bool)
 
 
@@ -144,6 +147,9 @@ def plant(cue: str, given: Scenes, values: Tensor, seed: int) -> Tensor:
     elif cue == "caption":
         stripes = patterns(CLASSES, (4, size // 2), 11)[values]
         images[:, :, 1:5, size // 4 : size // 4 + size // 2] = stripes[:, None]
+    elif cue == "ruler":
+        ticks = torch.arange(size) % (torch.arange(CLASSES) + 3)[values][:, None] == 0
+        images[:, :, :, :4] = ticks.float()[:, None, :, None].expand(-1, 3, -1, 4)
     elif cue == "watermark":
         marks = patterns(CLASSES, (unit + 2, unit + 2), 5)[values][:, None]
         corner = images[:, :, -unit - 2 :, -unit - 2 :]
@@ -200,6 +206,8 @@ def place_of(cue: str, size: int) -> Tensor | None:
         mask[-unit - 2 :, -unit - 2 :] = True
     elif cue == "caption":
         mask[1:5, size // 4 : size // 4 + size // 2] = True
+    elif cue == "ruler":
+        mask[:, :4] = True
     elif cue == "border":
         mask[:] = True
         mask[2:-2, 2:-2] = False
