@@ -109,6 +109,23 @@ def test_attention_method_says_what_it_needs(method: str) -> None:
         explain(ViT(), IMAGES, method=method, layer="blocks")
 
 
+@pytest.mark.parametrize("method", ["legrad", "rollout"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mobilevit_xxs", "within windows or groups of tokens"),
+        ("pvt_v2_b0", "pooled tokens, 3136 to 49"),
+        ("levit_128", "tokens, 16, 49, 196 of them, do not span one grid|pooled tokens"),
+        ("xcit_nano_12_p16_224", "do not span one grid|in a block of their own"),
+    ],
+)
+def test_attention_that_is_not_between_all_patches_is_refused(method: str, name: str, message: str) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name, pretrained=False)
+    with pytest.raises(UnsupportedError, match=message):
+        explain(model, torch.randn(1, *model.default_cfg["input_size"]), method=method)
+
+
 def test_legrad_refuses_a_head_that_knows_the_batch() -> None:
     with pytest.raises(UnsupportedError, match="runs the model's head on 3 x 2 images at once"):
         explain(ViT(), IMAGES, method="legrad", forward=cut)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camwatch.cam.access import Access
-from camwatch.cam.attention_blocks import SeeAttention, chosen_tokens, find_blocks, patch_grid, per_head
+from camwatch.cam.attention_blocks import SeeAttention, chosen_tokens, find_blocks, per_head
 from camwatch.cam.capture import UnreachedError
 from camwatch.cam.detach import without_recomputation
 from camwatch.cam.structure import replace
@@ -20,7 +20,7 @@ from camwatch.errors import UnsupportedError
 def rollout(access: Access) -> Tensor:
     """Attention rollout: how much of each patch the attention of all blocks hands to the token that is read.
 
-    Choose it to see what a ViT gathers at all, in one forward pass; it looks at no class, so that it cannot tell
+    Choose it to see what a ViT gathers at all, in two forward passes; it looks at no class, so that it cannot tell
     why one was chosen, and K targets have K equal maps. Read is the class token, or the mean of the patches where
     there is none.
 
@@ -30,6 +30,7 @@ def rollout(access: Access) -> Tensor:
     Raises:
         UnsupportedError: The model has no attention between all tokens.
     """
+    _, grid, prefix = find_blocks(access)
     seen: list[Tensor] = []
 
     def note(attention: Tensor) -> Tensor:
@@ -38,12 +39,9 @@ def rollout(access: Access) -> Tensor:
 
     with torch.no_grad(), SeeAttention(note):
         access.forward(access.images)
-    grid, prefix = patch_grid(seen, tuple(access.images.shape[2:]))
-    return (
-        roll_out([attention[:, 0] for attention in seen], prefix)
-        .reshape(len(access.images), 1, *grid)
-        .repeat(1, access.scores.shape[1], *[1] * len(grid))
-    )
+    reached = roll_out([attention[:, 0] for attention in seen], prefix)[:, : math.prod(grid)]
+    maps = reached.reshape(len(access.images), 1, *grid)
+    return maps.repeat(1, access.scores.shape[1], *[1] * len(grid))
 
 
 def roll_out(attentions: list[Tensor], prefix: int) -> Tensor:
@@ -70,14 +68,15 @@ def legrad(access: Access) -> Tensor:
 
     Choose it for class-specific maps of a ViT without naming a layer. Each block's tokens, averaged, are given to
     the model's own head, and the positive gradient of that score with respect to the block's attention is averaged
-    over heads and queries. Costs two forward passes and a short backward pass per block and target.
+    over heads and queries. Costs three forward passes and a short backward pass per block and target.
 
     Source: Bousselham et al., LeGrad, ICCV 2025 (arXiv 2404.03214), section 3.
 
     Raises:
         UnsupportedError: The model has no attention between all tokens, or its head reads the batch's size elsewhere.
     """
-    n, blocks = len(access.images), find_blocks(access)
+    n = len(access.images)
+    blocks, grid, prefix = find_blocks(access)
     attentions: list[Tensor] = []
     tokens: list[Tensor] = []
 
@@ -96,7 +95,6 @@ def legrad(access: Access) -> Tensor:
 
     with without_recomputation(), around(blocks, leave), SeeAttention(note):
         output = access.forward(access.images)
-    grid, prefix = patch_grid([per_head(a, n) for a in attentions], tuple(access.images.shape[2:]))
     try:
         scores = access.rate_blocks(output, len(blocks))
     except (IndexError, RuntimeError) as error:

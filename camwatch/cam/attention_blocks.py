@@ -55,8 +55,13 @@ class SeeAttention(TorchFunctionMode):
         return self._seen(output) if func in SOFTMAX else output
 
     def _seen(self, weights: Tensor) -> Tensor:
-        square = weights.ndim in (3, 4) and weights.shape[-1] == weights.shape[-2] > 1
-        return self._note(weights) if square else weights
+        queries, keys = weights.shape[-2:] if weights.ndim in (3, 4) else (1, 1)
+        if weights.ndim == 4 and 1 < queries != keys:
+            raise UnsupportedError(
+                f"this model attends to pooled tokens, {queries} to {keys}, which do not belong to the same patches; "
+                f"take 'gradcam' or another method that explains a layer"
+            )
+        return self._note(weights) if queries == keys > 1 else weights
 
     def _attend(
         self,
@@ -97,39 +102,41 @@ def per_head(attention: Tensor, images: int) -> Tensor:
     return attention.reshape(images, -1, *attention.shape[-2:])
 
 
-def patch_grid(attentions: list[Tensor], size: tuple[int, ...]) -> tuple[Grid, int]:
-    """Returns the grid that the tokens span, and how many stand before it, for attentions (N, heads, T, T).
+def patch_grid(lengths: list[int], size: tuple[int, ...]) -> tuple[Grid, int]:
+    """Returns the grid that the tokens of all attentions span, and how many stand before it.
 
     Raises:
         UnsupportedError: There are none, their tokens differ from block to block, or span no grid.
     """
-    if not attentions:
+    if not lengths:
         raise UnsupportedError(
             "no attention between all tokens ran in this model: attention methods need a ViT-type model; take "
             "'gradcam' or another method that explains a layer"
         )
-    lengths = {attention.shape[-1] for attention in attentions}
-    found = token_grid(max(lengths), size) if len(lengths) == 1 else None
+    several = sorted(set(lengths))
+    found = token_grid(several[0], size) if len(several) == 1 else None
     if found is None:
         raise UnsupportedError(
-            f"the attention's tokens, {', '.join(map(str, sorted(lengths)))} of them, do not span one grid of patches "
+            f"the attention's tokens, {', '.join(map(str, several))} of them, do not span one grid of patches "
             f"on images of {size}; take 'gradcam' or another method that explains a layer"
         )
     return found
 
 
-def find_blocks(access: Access) -> list[nn.Module]:
-    """Returns the outermost modules around each attention that return all tokens, in the order in which they run.
+def find_blocks(access: Access) -> tuple[list[nn.Module], Grid, int]:
+    """Returns the blocks in the order in which they run, the grid of the tokens, and how many stand before it.
+
+    A block is the outermost module around one attention that returns all of its tokens.
 
     Raises:
-        UnsupportedError: An attention is in no such module, or in one that runs several times.
+        UnsupportedError: An attention is in no such module, in one that runs several times, or not between all tokens.
     """
     seen: list[int] = []
     running: list[int] = []
     blocks: dict[int, nn.Module] = {}
 
     def note(attention: Tensor) -> Tensor:
-        seen.append(attention.shape[-1])
+        seen.append(per_head(attention, len(access.images)).shape[-1])
         return attention
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -140,12 +147,13 @@ def find_blocks(access: Access) -> list[nn.Module]:
     inner = [module for _, module in named_modules(access.model)]
     with torch.no_grad(), around(inner, leave, lambda module: running.append(len(seen))), SeeAttention(note):
         access.forward(access.images)
+    grid, prefix = patch_grid(seen, tuple(access.images.shape[2:]))
     if sorted(blocks) != list(range(len(seen))) or len(set(map(id, blocks.values()))) != len(blocks):
         raise UnsupportedError(
             f"{len(seen)} attentions ran, {len(blocks)} of them in a block of their own that returns (N, tokens, C): "
             f"this method needs a ViT-type model; take 'gradcam' or another method that explains a layer"
         )
-    return [blocks[i] for i in range(len(seen))]
+    return [blocks[i] for i in range(len(seen))], grid, prefix
 
 
 def tokens_of(output: Any, count: int) -> Tensor | None:
