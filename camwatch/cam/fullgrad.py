@@ -21,8 +21,9 @@ def fullgrad(access: Access) -> Tensor:
     """FullGrad: the input's and every bias's share of the score, summed at the image's resolution.
 
     Choose it where the shares should add up to the score and no layer should be named. Sharp, but it shows what
-    mattered for or against, and a network without biases is explained by its input alone. Costs a whole backward
-    pass, with the graph of every layer.
+    mattered for or against, and a network without biases is explained by its input alone. Each share is scaled alike,
+    so that maps hardly change when the head is drawn anew: it fails the randomization sanity check
+    (tests/benchmarks/randomization.py). Costs a whole backward pass, with the graph of every layer.
 
     Shares behind global pooling lie on no place of the image and are left out.
 

@@ -60,7 +60,8 @@ def refine_cam(access: Access, sites: list[Site]) -> Tensor:
     """RefineCAM: the product of Grad-CAM++ at the deepest layer of every grid.
 
     Choose it for fine maps: the shallow layers give the resolution, the deep ones keep what belongs to the class.
-    The layers are found; for chosen ones, or another method, call explain(layer=[...], fuse="product").
+    Like Grad-CAM++ it fails the randomization sanity check (tests/benchmarks/randomization.py); with a method that
+    passes it, or chosen layers, call explain(method="gradcam", layer=[...], fuse="product").
 
     Source: How to evaluate and refine your CAM, arXiv 2605.14641, as in torch-cam: each map scaled to [0, 1],
     upsampled to the finest, multiplied.

@@ -84,7 +84,7 @@ def ss_cam(access: Access, site: Site) -> Tensor:
     """SS-CAM: Score-CAM whose masks are blurred by noise, the score averaged over ten draws.
 
     Choose it where Score-CAM's maps hang on single pixels and there is ten times its time: ten forward passes per
-    channel. The noise has a deviation of 2, as in the paper, which draws 35 times; it is the same at every call.
+    channel. Its weights are as nearly equal as Score-CAM's. The noise has a deviation of 2, as in the paper, which draws 35 times; it is the same at every call.
 
     Source: Wang et al., SS-CAM: Smoothed Score-CAM, arXiv 2006.14255, section 3, equation 5: noise added to the
     masks. As for Score-CAM, torch-cam scales to [0, 1] before upsampling instead of after.
@@ -107,7 +107,8 @@ def mask_noise(draw: int, channel: int, shape: torch.Size) -> Tensor:
 def is_cam(access: Access, site: Site) -> Tensor:
     """IS-CAM: Score-CAM whose score is integrated from the hidden image to the masked one and beyond.
 
-    Choose it where Score-CAM's scores saturate: ten forward passes per channel see the image at ten strengths.
+    Choose it where Score-CAM's scores saturate: ten forward passes per channel see the image at ten strengths. Its
+    weights differ more than Score-CAM's.
 
     Source: Naidu et al., IS-CAM: Integrated Score-CAM, arXiv 2010.03023, as in torch-cam, N = 10: the mask of step
     i counts the sum of j / N for j from 1 to i, so that the last step lies at 5.5 times the image. As for
