@@ -26,11 +26,12 @@ WORKER = {"dataloader_num_workers": 1}
 class Pictures(torch.utils.data.Dataset):
     """Noise with a bright square whose place is the class, augmented with noise drawn at random."""
 
-    def __init__(self, n: int, augmented: bool = False) -> None:
+    def __init__(self, n: int, augmented: bool = False, own: bool = False) -> None:
         generator = torch.Generator().manual_seed(n)
         self.images = torch.rand(n, 3, SIZE, SIZE, generator=generator)
         self.labels = torch.arange(n) % CLASSES
         self.augmented = augmented
+        self.own = np.random.default_rng(n) if own else None
         for i, label in enumerate(self.labels.tolist()):
             self.images[i, :, 4:12, 10 * label : 10 * label + 8] += 1
 
@@ -39,7 +40,8 @@ class Pictures(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         noise = 0.1 * torch.rand(3, SIZE, SIZE) if self.augmented else 0
-        return {"pixel_values": self.images[i] + noise, "labels": int(self.labels[i])}
+        shift = 0 if self.own is None else self.own.normal(0, 0.3)
+        return {"pixel_values": (self.images[i] + noise + shift).float(), "labels": int(self.labels[i])}
 
 
 def resnet() -> Any:
@@ -130,9 +132,11 @@ def state_of(trainer: Any) -> dict[str, Any]:
 )
 def test_training_is_bit_for_bit_what_it_is_without(tmp_path: Path, model: Any, options: dict[str, Any]) -> None:
     plain = trainer_of(tmp_path / "plain", model(), **options)
+    plain.eval_dataset = Pictures(12, augmented=True, own=True)
     plain.train()
     expected = state_of(plain)
     watched = trainer_of(tmp_path / "watched", model(), **options)
+    watched.eval_dataset = Pictures(12, augmented=True, own=True)
     monitor = watch(watched, 6)
     watched.train()
     found = state_of(watched)

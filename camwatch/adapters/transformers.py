@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from camwatch.cam.structure import unwrap
 from camwatch.errors import InputError, PanelError, UnsupportedError
-from camwatch.isolation import isolate_rng
+from camwatch.isolation import isolate_generators, isolate_rng
 from camwatch.panel import Panel
 from camwatch.records import Alarm, Snapshot
 from camwatch.sampling import draw
@@ -150,7 +150,7 @@ class CAMMonitorCallback(TrainerCallback):
                 "of your own, CAMMonitorCallback(trainer, Panel(images, labels, regions=...))"
             )
         first = next(iter(given)) if isinstance(given, dict) else None
-        with isolate_rng():
+        with isolate_rng(), isolate_generators(given, self.trainer.data_collator):
             return draw(self.trainer.get_eval_dataloader(first), n, self.unpack)
 
     def _folder(self, args: Any) -> Path:
