@@ -146,7 +146,9 @@ class Regions:
         """Returns (N, h, w): the share of each cell's area that counts, outside of the ignore zone."""
         from camwatch.regions.pooling import area_pool
 
-        return area_pool(torch.ones_like(self.allowed) if self.ignore is None else ~self.ignore, grid)
+        if self.ignore is None:
+            return torch.ones(len(self), *grid, device=self.allowed.device)
+        return area_pool(~self.ignore, grid)
 
     def area(self) -> Tensor:
         """Returns (N,): the region's share of the counted pixels, which is what a uniform map has in it."""
