@@ -16,12 +16,17 @@ from camwatch.cam.methods import GRADIENT_METHODS, weighted_sum
 
 TABLES = [GRADIENT_METHODS, registry.SITE_METHODS, registry.STAGE_METHODS, registry.IMAGE_METHODS]
 FUNCTIONS: dict[str, Callable[..., Any]] = {name: function for table in TABLES for name, function in table.items()}
-ASKED_FOR = ["gradcam", "gradcam++", "smoothgradcam++", "hirescam", "layercam", "xgradcam", "elementwise", "eigencam", "eigengradcam", "fullgrad", "kpcacam", "shapleycam", "finercam", "refinecam", "fem", "ablationcam", "scorecam", "sscam", "iscam", "occlusion", "saliency", "smoothgrad", "guidedbackprop", "guidedgradcam", "rollout", "legrad", "cam", "random"]
+ASKED_FOR = {
+    *("gradcam", "gradcam++", "smoothgradcam++", "hirescam", "layercam", "xgradcam", "elementwise", "eigencam"),
+    *("eigengradcam", "fullgrad", "kpcacam", "shapleycam", "finercam", "refinecam", "fem", "ablationcam", "scorecam"),
+    *("sscam", "iscam", "occlusion", "saliency", "smoothgrad", "guidedbackprop", "guidedgradcam", "rollout"),
+    *("legrad", "cam", "random"),
+}
 
 
 def test_every_method_has_one_name_and_one_table() -> None:
     assert sum(map(len, TABLES)) == len(FUNCTIONS) == len(methods())
-    assert set(methods()) == set(FUNCTIONS) == set(ASKED_FOR)
+    assert set(methods()) == set(FUNCTIONS) == ASKED_FOR
     for table in TABLES:
         assert list(table) == sorted(table)
 

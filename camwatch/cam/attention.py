@@ -21,8 +21,8 @@ def rollout(access: Access) -> Tensor:
     """Attention rollout: how much of each patch the attention of all blocks hands to the token that is read.
 
     Choose it to see what a ViT gathers at all, in two forward passes; it looks at no class, so that it cannot tell
-    why one was chosen, K targets have K equal maps, and a head drawn anew changes nothing. Read is the class token, or the mean of the patches where
-    there is none.
+    why one was chosen, K targets have K equal maps, and a head drawn anew changes nothing. Read is the class token,
+    or the mean of the patches where there is none.
 
     Source: Abnar and Zuidema, Quantifying attention flow in transformers, ACL 2020, equation 1: heads averaged,
     half of each block's attention replaced by the identity for its shortcut, multiplied over the blocks.

@@ -84,7 +84,8 @@ def ss_cam(access: Access, site: Site) -> Tensor:
     """SS-CAM: Score-CAM whose masks are blurred by noise, the score averaged over ten draws.
 
     Choose it where Score-CAM's maps hang on single pixels and there is ten times its time: ten forward passes per
-    channel. Its weights are as nearly equal as Score-CAM's. The noise has a deviation of 2, as in the paper, which draws 35 times; it is the same at every call.
+    channel. Its weights are as nearly equal as Score-CAM's. The noise has a deviation of 2, as in the paper, which
+    draws 35 times; it is the same at every call.
 
     Source: Wang et al., SS-CAM: Smoothed Score-CAM, arXiv 2006.14255, section 3, equation 5: noise added to the
     masks. As for Score-CAM, torch-cam scales to [0, 1] before upsampling instead of after.
