@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from camwatch import explain, layers, methods
-from camwatch.cam import Contrast
+from camwatch.cam import Contrast, factorize
 from camwatch.errors import CamwatchError
 
 ACTIVATIONS = [nn.ReLU, nn.GELU, nn.SiLU, lambda: nn.ReLU(inplace=True), nn.Tanh]
@@ -157,6 +157,17 @@ def test_explain_with_options_leaves_no_trace(options: dict[str, Any], net: nn.M
         with contextlib.suppress(ZeroDivisionError, CamwatchError):
             explain(net, images, **{"target": 1, **options})
         assert_same(before, state(net))
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@given(net=networks(), interrupt=st.sampled_from([0, 1, 2, 3]))
+def test_factorize_leaves_no_trace(net: nn.Module, interrupt: int) -> None:
+    next(m for m in net.modules() if isinstance(m, Interruptible)).countdown = interrupt
+    images = torch.rand(2, 3, 8, 8)
+    before = state(net)
+    with contextlib.suppress(ZeroDivisionError, CamwatchError):
+        factorize(net, images, concepts=1, batch_size=1)
+    assert_same(before, state(net))
 
 
 @settings(deadline=None, max_examples=20)
