@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from camwatch.cam import LayerCapture, explain, grad_cam
 from camwatch.cam.detach import run_detached
-from camwatch.cam.structure import find_module, replace, tensors, unwrap
+from camwatch.cam.structure import find_module, named_modules, replace, tensors, unwrap
 from camwatch.errors import LayerError
 
 
@@ -259,6 +259,14 @@ def test_find_module_by_module_and_through_wrappers() -> None:
     assert find_module(net, net.body) == ("body", net.body)
     assert find_module(nn.DataParallel(net), "body")[1] is net.body
     assert unwrap(nn.DataParallel(net)) is net
+
+
+def test_named_modules_are_torchs_own_names() -> None:
+    shared = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+    net = nn.Sequential(OrderedDict(first=nn.Sequential(OrderedDict(inner=shared)), again=shared, last=nn.Linear(2, 2)))
+    net.register_module("nothing", None)
+    for model in (net, small_net(), Around(lambda t: t, lambda o: o)):
+        assert list(named_modules(model)) == [(name, module) for name, module in model.named_modules() if name]
 
 
 def test_run_detached_keeps_buffers_and_parameters() -> None:
