@@ -252,12 +252,13 @@ def text(
         mask = _written(line, size, width - at[0])[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
         x, y = max(0, x), max(0, y)
         place = written[:, y : y + mask.shape[0], x : x + mask.shape[1]]
+        mask = mask.to(torch.int32)
         mixed = ink * mask + place.to(torch.int32) * (255 - mask) + 128  # as Pillow mixes them
         place.copy_((mixed + (mixed >> 8)) >> 8)
     return written
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)  # a megabyte or two
 def _written(line: str, size: int, width: int) -> Tensor:
     """Returns how much of each pixel (h, w) a line covers, 0 to 255, with a margin for accents and tails.
 
@@ -271,7 +272,7 @@ def _written(line: str, size: int, width: int) -> Tensor:
     right, bottom = (math.ceil(v) for v in font.getbbox(fitted)[2:])
     canvas = Image.new("L", (right + 2 * MARGIN, bottom + 2 * MARGIN))
     ImageDraw.Draw(canvas).text((MARGIN, MARGIN), fitted, fill=255, font=font)
-    return torch.from_numpy(np.array(canvas)).to(torch.int32)
+    return torch.from_numpy(np.array(canvas))
 
 
 def line_height(size: int) -> int:
