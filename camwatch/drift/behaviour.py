@@ -25,8 +25,8 @@ class Probe:
     ``overwhelming`` at one. Bounds are Wilson's at the level of the look.
 
     Hiding alone says little of a model that follows the region where it sees both, so it never alarms alone. With
-    two classes no third one tells what a seam confuses, so the swap needs hiding to agree. A
-    model whose accuracy is less than ``accuracy_margin`` above the most frequent class is not judged. Legitimate
+    two classes no third one tells what a seam confuses, so short of ``overwhelming`` the swap needs hiding to agree.
+    A model whose accuracy is less than ``accuracy_margin`` above the most frequent class is not judged. Legitimate
     context also scores, and a cue inside the regions does not.
 
     Args:
