@@ -180,7 +180,7 @@ def test_state_of_another_panel_begins_a_new_history() -> None:
     other = Watcher(net(), panel(n=9), detectors=[])
     with pytest.warns(CamwatchWarning, match="of another panel or other layers"):
         other.load_state_dict(watcher.state_dict())
-    assert other.history == []
+    assert not other.history
 
 
 class Printer:

@@ -79,7 +79,7 @@ class CAMMonitorCallback(TrainerCallback):
         self.watcher: Watcher | None = None
 
     @property
-    def history(self) -> list[Snapshot]:
+    def history(self) -> Sequence[Snapshot]:
         """Every snapshot so far, oldest first."""
         return [] if self.watcher is None else self.watcher.history
 

@@ -23,6 +23,7 @@ from camwatch.records import Alarm, Snapshot
 from camwatch.watch.actions import alarm_actions
 from camwatch.watch.cue import Cue, find_cue
 from camwatch.watch.film_strip import FilmStrip
+from camwatch.watch.history import History
 from camwatch.watch.judging import Judge, judge_each, make_detectors
 from camwatch.watch.output import Output
 from camwatch.watch.publish import Sheets
@@ -95,7 +96,7 @@ class Watcher:
         self.detectors = make_detectors(detectors)
         self.name = name
         self.planned = planned
-        self.history: list[Snapshot] = []
+        self.history = History()
         self._recipe: Recipe = write_recipe(
             model,
             self.panel,
@@ -359,7 +360,7 @@ class Watcher:
                 f"{', '.join(self.layers)}): a new history is begun",
             )
             return
-        self.history = [Snapshot(**one) for one in state["history"]]
+        self.history = History(Snapshot(**one) for one in state["history"])
         self._alarms = [Alarm(**one) for one in state["alarms"]]
         self._alarms_at_end = [Alarm(**one) for one in state["alarms_at_end"]]
         for detector in self.detectors:

@@ -126,7 +126,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         self._moment = (-1, 0)
 
     @property
-    def history(self) -> list[Snapshot]:
+    def history(self) -> Sequence[Snapshot]:
         """Every snapshot so far, oldest first."""
         watcher, state = self._watcher, self._received()
         return watcher.history if watcher is not None else [Snapshot(**one) for one in state.get("history", ())]
