@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -10,7 +9,7 @@ import scipy.stats
 import torch
 
 from camwatch import drift
-from camwatch.drift import DeadMaps, Drop, Level, MapChange, Probe, replay
+from camwatch.drift import DeadMaps, Drop, Level, Limits, MapChange, Probe, replay, statistics
 from camwatch.errors import InputError
 from camwatch.records import Snapshot
 
@@ -238,11 +237,13 @@ def test_level_says_at_the_end_that_maps_never_arrived():
 
 
 def probes(k, hide, context, region=None, elsewhere=1.0, seed=0, **more):
-    """A look whose probes are drawn with the given rates."""
+    """A look whose probes are drawn with the given rates, one swap an image; confusion is what is left, shared."""
     generator = torch.Generator().manual_seed(100 * seed + k)
     n = more.pop("n", 64)
     region = 0.95 * (1 - context) if region is None else region
     draw = torch.rand(n, generator=generator)
+    if more.pop("thirds", True):
+        more |= {"swap_confusion": (1 - context - region) / (CLASSES - 2), "swaps": 1.0}
     return look(
         k,
         n=n,
@@ -281,18 +282,16 @@ def test_probe_is_not_fooled_by_confusion_alone():
     assert sum(map(bool, found)) <= 1
 
 
-def test_probe_compares_with_as_large_a_box_elsewhere():
-    harmless = [probes(k, 0.7, 0.3, elsewhere=1.0) for k in range(6)]
-    assert epochs(Probe(retained=0.9, swap_alone=1.0, overwhelming=1.0), harmless) == []
-    assert epochs(Probe(retained=0.1, swap_alone=1.0, overwhelming=1.0), harmless) != []
+def test_on_two_classes_hiding_is_compared_with_as_large_a_box_elsewhere():
+    harmless = [probes(k, 0.7, 0.3, elsewhere=1.0, thirds=False) for k in range(6)]
+    assert epochs(Probe(Limits(retained=0.9, overwhelming=1.0)), harmless) == []
+    assert epochs(Probe(Limits(retained=0.1, overwhelming=1.0)), harmless) == [1]
 
 
-def test_swaps_surely_above_confusion_need_no_agreement_but_on_two_classes():
-    hidden_to_chance = [probes(k, 0.25, 0.4) for k in range(6)]
-    assert epochs(Probe(overwhelming=1.0), hidden_to_chance) == [1]
-    assert epochs(Probe(swap_alone=1.0, overwhelming=1.0), hidden_to_chance) == []
-    binary = [dataclasses.replace(s, labels=s.labels % 2, predicted=s.labels % 2) for s in hidden_to_chance]
-    assert epochs(Probe(overwhelming=1.0), binary) == []
+def test_swaps_surely_above_measured_confusion_need_no_agreement():
+    rates = {"hide": 0.25, "context": 0.4}
+    assert epochs(Probe(Limits(overwhelming=1.0)), [probes(k, **rates) for k in range(6)]) == [1]
+    assert epochs(Probe(Limits(overwhelming=1.0)), [probes(k, **rates, thirds=False) for k in range(6)]) == []
 
 
 def test_probe_does_not_judge_a_model_that_knows_nothing():
@@ -301,24 +300,44 @@ def test_probe_does_not_judge_a_model_that_knows_nothing():
 
 def test_probe_waits_for_a_second_look_unless_the_first_is_overwhelming():
     assert epochs(Probe(), [probes(k, 1.0, 0.9) for k in range(3)]) == [0]
-    assert epochs(Probe(overwhelming=1.0), [probes(k, 1.0, 0.9) for k in range(3)]) == [1]
+    assert epochs(Probe(Limits(overwhelming=1.0)), [probes(k, 1.0, 0.9) for k in range(3)]) == [1]
 
 
-def test_probe_reads_rates_of_right_images_as_means_over_classes():
-    snapshot = look(
-        0,
-        n=8,
-        right=1.0,
-        hide=torch.tensor([1, 0, 0, 0, 1, 0, 0, 0]),
-        swap_region=torch.tensor([0, 1, 1, 1, 0, 1, 1, 0.5]),
-        swap_context=torch.tensor([1, 0, 0, 0, 1, 0, 0, 0.0]),
-    )
-    found = drift.reliance(snapshot, accuracy_margin=0.1)
-    assert (found.hide, found.context, found.chance, found.n) == (0.25, 0.25, 0.25, 8)
+def test_probe_reads_rates_of_right_images():
+    """Hiding as a mean over classes; swaps as a mean over images, with as many trials as they are worth."""
+    context = torch.tensor([1, 0, 0, 0, 0.5, 0, 0, 0])
+    rates = {
+        "hide": torch.tensor([1, 0, 0, 0, 1, 0, 0, 0]),
+        "swap_region": torch.tensor([0, 1, 1, 1, 0, 1, 1, 0.5]),
+        "swap_context": context,
+    }
+    measured = {"swap_confusion": torch.full((8,), 0.0625), "swaps": torch.full((8,), 4)}
+    found = drift.reliance(look(0, n=8, right=1.0, **rates, **measured))
+    assert (found.hide, found.context, found.confusion, found.chance, found.n) == (0.25, 0.1875, 0.0625, 0.25, 8)
     assert found.region == 0.6875 and found.elsewhere is None
-    assert found.score == pytest.approx(0.25 - (1 - 0.6875 - 0.25) / 2)
+    assert found.score == pytest.approx(0.1875 - 0.0625)
     low = scipy.stats.binomtest(2, 8).proportion_ci(0.9, method="wilson").low
     assert found.hide_low == pytest.approx(low)
+    trials = max(8, 0.1875 * 0.8125 / (context.numpy().var(ddof=1) / 8))
+    z = scipy.stats.norm.ppf(0.95)
+    centre, half = 0.1875 + z**2 / (2 * trials), z * math.sqrt(0.1875 * 0.8125 / trials + z**2 / (4 * trials**2))
+    assert trials > 8 and found.score_low == pytest.approx((centre - half) / (1 + z**2 / trials) - 0.0625)
+    binary = drift.reliance(look(0, n=8, right=1.0, **rates))
+    assert binary.confusion is None and binary.score == 0.1875  # every plain answer is right
+
+
+@pytest.mark.parametrize(("spread", "swaps"), [(0.0, 6), (0.3, 6), (2.0, 6), (0.3, 2)])
+def test_bound_of_the_score_holds_at_its_level_whatever_images_have_in_common(spread, swaps):
+    """Each image's swaps follow the context with a probability of its own: the bound is rarely above the truth."""
+    generator = torch.Generator().manual_seed(0)
+    mean, above, runs = 0.08, 0, 1000
+    for _ in range(runs):
+        weight = torch.distributions.Gamma(1 / spread, 1 / spread).sample((64,)) if spread else torch.ones(64)
+        own = (mean * weight).clamp(max=1)
+        rates = (torch.rand(64, swaps, generator=generator) < own[:, None]).float().mean(1)
+        trials = statistics.effective_trials(rates, torch.full((64,), swaps))
+        above += statistics.wilson(float(rates.mean()), trials, statistics.normal_quantile(0.05))[0] > mean
+    assert above / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
 
 def test_probe_says_what_it_saw():
@@ -327,7 +346,7 @@ def test_probe_says_what_it_saw():
     for piece in (
         "The answers follow what lies outside",
         "(chance 25%)",
-        "The context won on",
+        "The context won at least once on",
         "right for what may",
     ):
         assert piece in alarm.message

@@ -87,7 +87,34 @@ def test_swap_counts_in_shares_when_there_are_several_partners():
     found = swap(mixed, images, labels, boxes, partners=3)
     assert 0.2 < float(found.context.mean()) < 0.6
     assert torch.allclose(found.context + found.region, torch.ones(30))
+    assert found.asked.tolist() == [3.0] * 30
     assert set((found.context * 3).round(decimals=4).tolist()) <= {0.0, 1.0, 2.0, 3.0}
+
+
+def test_confusion_is_how_often_the_class_is_answered_where_it_is_on_neither_side():
+    """A net that answers class 0 to everything: that follows the context as often as chance has it, and no more."""
+    images, labels, boxes = planted()
+    constant = swap(lambda x: torch.eye(CLASSES)[0].expand(len(x), -1), images, labels, boxes)
+    followed = constant.context[labels != 0]
+    torch.testing.assert_close(constant.confusion[labels != 0], followed)  # all of class 0, never of another
+    assert 0 < float(followed.mean()) < 1 and constant.context[labels == 0].tolist() == [0.0] * 6
+    follows = swap(reads_corner, images, labels, boxes)
+    assert follows.confusion.tolist() == [0.0] * 30
+    two = labels % 2
+    assert swap(reads_corner, images, two, boxes).confusion.isnan().all()
+
+
+def test_only_the_images_asked_for_give_their_regions():
+    images, labels, boxes = planted()
+    only, seen = torch.arange(30) % 3 == 0, []
+
+    def spy(x):
+        seen.append(len(x))
+        return reads_corner(x)
+
+    whole, some = swap(reads_corner, images, labels, boxes), swap(spy, images, labels, boxes, only)
+    assert sum(seen) == 10 * 6
+    assert torch.equal(some.context[only], whole.context[only]) and some.context[~only].isnan().all()
 
 
 def test_tests_are_nan_where_they_cannot_be_asked():
@@ -116,8 +143,8 @@ def test_measure_dilates_by_a_cell_and_leaves_out_what_cannot_be_asked():
         return reads_corner(x)
 
     found = measure(spy, images, labels, regions, grid=(12, 12))
-    assert sorted(found) == ["hide", "hide_elsewhere", "swap_context", "swap_region"]
-    changed = (seen[1] != images).any(1)[:, None]  # after the swaps comes the mean colour, which occurs nowhere
+    assert sorted(found) == ["hide", "hide_elsewhere", "swap_confusion", "swap_context", "swap_region", "swaps"]
+    changed = (seen[3] != images).any(1)[:, None]  # after the swaps comes the mean colour, which occurs nowhere
     x1, y1, x2, y2 = (boxes[0] + torch.tensor([-2, -2, 2, 2])).tolist()
     expected = torch.zeros(24, 24, dtype=torch.bool)
     expected[y1:y2, x1:x2] = True
@@ -211,8 +238,8 @@ def test_scores_that_are_not_finite_are_never_right():
         ({"images": torch.zeros(3, 24, 24)}, r"shape \(N, C, H, W\), got \(3, 24, 24\)"),
         ({"labels": torch.zeros(7)}, r"labels of shape \(30,\), one per image, got \(7,\)"),
         ({"boxes": torch.zeros(30, 3)}, r"boxes of shape \(30, 4\), got \(30, 3\)"),
-        ({"predict": lambda x: x.mean((1, 2, 3))}, r"scores of shape \(\d0, classes\), got \(\d0,\)"),
-        ({"predict": lambda x: {"logits": x}}, r"scores of shape \(\d0, classes\), got dict"),
+        ({"predict": lambda x: x.mean((1, 2, 3))}, r"scores of shape \((\d+), classes\), got \(\1,\)"),
+        ({"predict": lambda x: {"logits": x}}, r"scores of shape \(\d+, classes\), got dict"),
     ],
 )
 def test_bad_input_is_named(change, match):

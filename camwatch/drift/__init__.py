@@ -16,7 +16,7 @@ from camwatch.drift.change import MapChange
 from camwatch.drift.dead import DeadMaps
 from camwatch.drift.drop import Drop
 from camwatch.drift.level import Level
-from camwatch.drift.probes import Reliance, reliance, relies
+from camwatch.drift.probes import Limits, Reliance, reliance, relies
 from camwatch.drift.report import summary
 from camwatch.errors import InputError, unknown
 from camwatch.records import Alarm, Snapshot
@@ -27,6 +27,7 @@ __all__ = [
     "Detector",
     "Drop",
     "Level",
+    "Limits",
     "MapChange",
     "Probe",
     "Reliance",

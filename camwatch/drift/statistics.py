@@ -104,6 +104,31 @@ def wilson(rate: float, n: float, z: float) -> tuple[float, float]:
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
+def effective_trials(rates: Tensor, trials: Tensor) -> float:
+    """Returns how many independent trials those of several images are worth, which agree within an image.
+
+    The variance of a mean of n images' rates is taken from how the rates vary; a binomial proportion of that variance
+    has rate * (1 - rate) / variance trials: at least one an image, at most all.
+
+    Source: Kish, Survey Sampling, 1965, section 8.2 (design effect); Dean, Pagano, Evaluating Confidence Interval
+    Methods for Binomial Proportions in Clustered Surveys, 2015 (in Wilson's interval).
+
+    Args:
+        rates: (n,) each image's rate.
+        trials: (n,) how many it is of.
+
+    Example:
+        >>> same, mixed = torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([0.4, 0.6, 0.5, 0.5])
+        >>> [round(effective_trials(rates, torch.full((4,), 10.0)), 3) for rates in (same, mixed)]
+        [4.0, 40.0]
+    """
+    n, rate = len(rates), float(rates.double().mean())
+    variance = float(rates.double().var()) / n if n > 1 else 0.0
+    if variance == 0:  # all alike: nothing says that an image's trials are independent
+        return float(n)
+    return min(max(rate * (1 - rate) / variance, float(n)), float(trials.sum()))
+
+
 def normal_quantile(level: float) -> float:
     """Returns the normal quantile of an upper tail of ``level``."""
     return -NormalDist().inv_cdf(level)

@@ -29,13 +29,23 @@ def measure(
     labels: Tensor,
     regions: Regions,
     grid: tuple[int, int],
+    right: Tensor | None = None,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
     """Runs every test that needs regions, on their bounding boxes dilated by one cell of the map's grid.
 
+    Args:
+        predict: As elsewhere.
+        images: (N, C, H, W).
+        labels: (N,) int.
+        regions: Of the images.
+        grid: (rows, columns) of the map.
+        right: (N,) bool, the images answered rightly, whose regions alone are worth a swap; None: all.
+        batch_size: How many images ``predict`` is given at once.
+
     Returns:
-        ``hide``, ``hide_elsewhere``, ``swap_region`` and ``swap_context`` as (N,) float32; a test that could
-        not be asked of any image is left out.
+        ``hide``, ``hide_elsewhere``, ``swap_region``, ``swap_context``, ``swap_confusion`` and ``swaps`` as (N,)
+        float32; what could not be asked of any image is left out.
 
     Example:
         >>> import torch
@@ -50,11 +60,13 @@ def measure(
     """
     height, width = images.shape[-2:]
     boxes = regions.boxes((math.ceil(height / grid[0]), math.ceil(width / grid[1])))
-    swapped = swap(predict, images, labels, boxes, batch_size=batch_size)
+    swapped = swap(predict, images, labels, boxes, right, batch_size=batch_size)
     found = {
         "hide": hide(predict, images, labels, boxes, batch_size=batch_size),
         "hide_elsewhere": hide_elsewhere(predict, images, labels, boxes, batch_size=batch_size),
         "swap_region": swapped.region,
         "swap_context": swapped.context,
+        "swap_confusion": swapped.confusion,
+        "swaps": swapped.asked,
     }
     return {name: values for name, values in found.items() if not values.isnan().all()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,10 +29,15 @@ class Swap:
     Attributes:
         region: (N,) float32, the share of an image's pastes that get the label of the pasted region.
         context: (N,) float32, the share that get the label of the image pasted onto.
+        confusion: (N,) float32, the share that would get that label by confusion alone: how often it is given
+            in the pastes of which neither side is of that class. NaN where there are no such pastes.
+        asked: (N,) float32, how many pastes of an image were asked, NaN for none.
     """
 
     region: Tensor
     context: Tensor
+    confusion: Tensor
+    asked: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +64,8 @@ def swap(
     images: Tensor,
     labels: Tensor,
     boxes: Tensor,
-    partners: int = 2,
+    only: Tensor | None = None,
+    partners: int = 6,
     context: float = 0.1,
     batch_size: int = 64,
     seed: int = 0,
@@ -75,13 +82,14 @@ def swap(
         images: (N, C, H, W) as ``predict`` takes them.
         labels: (N,) int.
         boxes: (N, 4), dilated as for ``hide``.
+        only: (N,) bool, whose regions are pasted, such as the images answered rightly; None: all.
         partners: How many images of other classes each box is pasted onto, at most; the answers are averaged.
         context: Smallest share of the partner's image that has to stay visible; such pairs are not asked.
         batch_size: How many images ``predict`` is given at once.
         seed: Of the pairing.
 
     Returns:
-        Two (N,) float32; NaN where no partner is left.
+        Rates of each image; NaN where no partner is left.
 
     Raises:
         InputError: Shapes do not fit, or ``predict`` returns no (N, classes) tensor.
@@ -97,7 +105,7 @@ def swap(
     size = (int(images.shape[2]), int(images.shape[3]))
     cpu = labels.cpu()
     cost = _uncovered(found, size, context).masked_fill(cpu[:, None] == cpu[None, :], math.inf)
-    pairs = _pair(cost, partners, seed)
+    pairs = [(i, j) for i, j in _pair(cost, partners, seed) if only is None or only[i]]
     composed = []
     for i, j in pairs:
         own, other = found[i], found[j]
@@ -108,10 +116,23 @@ def swap(
         composed.append(canvas)
     answers = answer(predict, composed, batch_size)
     givers, takers = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T
+    by_image = partial(_mean_by_image, givers, n=len(images))
+    counts = torch.bincount(givers, minlength=len(images)).float()
     return Swap(
-        region=_mean_by_image(givers, answers == cpu[givers], len(images)),
-        context=_mean_by_image(givers, answers == cpu[takers], len(images)),
+        region=by_image(answers == cpu[givers]),
+        context=by_image(answers == cpu[takers]),
+        confusion=by_image(_confusion(answers, cpu[givers], cpu[takers])),
+        asked=counts.masked_fill(counts == 0, math.nan),
     )
+
+
+def _confusion(answers: Tensor, givers: Tensor, takers: Tensor) -> Tensor:
+    """Returns for each paste how often its taker's class is answered where that class is on neither side."""
+    rates = torch.full(answers.shape, math.nan)
+    for label in torch.unique(takers):
+        neither = (givers != label) & (takers != label)
+        rates[takers == label] = (answers[neither] == label).float().mean()
+    return rates
 
 
 def transplant(

@@ -29,7 +29,7 @@ PanelTarget = str | int | Callable[[Any], Tensor]
 # Undefined where the region, as the layer's grid sees it, cannot hold half of a perfect map's mass.
 LEAST_CEILING = 0.5
 SPLIT = ("relevance_mass_accuracy", "pointing_game", "map_entropy")
-PROBES = ("hide", "hide_elsewhere", "swap_context", "swap_region")
+PROBES = ("hide", "hide_elsewhere", "swap_context", "swap_region", "swap_confusion", "swaps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ def measure(
     if probes and panel.regions is not None and labels is not None:
         grid = (int(maps[recipe.layers[0]].shape[1]), int(maps[recipe.layers[0]].shape[2]))
         run = shared_predict(model, recipe, share)
-        per_image.update(probe.measure(run, panel.images, labels, panel.regions, grid, recipe.batch_size))
+        per_image.update(probe.measure(run, panel.images, labels, panel.regions, grid, right, recipe.batch_size))
     snapshot = Snapshot(
         epoch=epoch,
         global_step=global_step,

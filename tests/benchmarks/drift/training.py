@@ -71,6 +71,22 @@ def separable(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
     return nn.Sequential(depthwise, nn.Conv2d(inputs, outputs, 1), nn.GroupNorm(4, outputs), nn.SiLU())
 
 
+class Dense(nn.Module):
+    """Every layer sees all before it (DenseNet's block), and the channels are halved at the end."""
+
+    def __init__(self, inputs: int, growth: int, layers: int) -> None:
+        super().__init__()
+        widths = [inputs + growth * k for k in range(layers + 1)]
+        self.layers = nn.ModuleList(block(width, growth) for width in widths[:-1])
+        self.join = nn.Sequential(nn.Conv2d(widths[-1], widths[-1] // 2, 1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        joined: Tensor = self.join(x)
+        return joined
+
+
 def save(what: Any, path: Path) -> None:
     """Writes a file whole or not at all, whoever else may be writing it."""
     torch.save(what, part := path.with_suffix(f".{os.getpid()}"))
@@ -107,6 +123,9 @@ def build(net: str) -> nn.Sequential:
         blocks = [InvertedResidual(16, 24, 1, 4), InvertedResidual(24, 40, 2, 4)]
         blocks += [InvertedResidual(40, 40, 1, 4) for _ in range(3)]
         backbone = nn.Sequential(block(3, 16, 2), *blocks)
+        width = 40
+    elif net == "dense":
+        backbone = nn.Sequential(block(3, 16, 2), Dense(16, 12, 4), nn.AvgPool2d(2), Dense(32, 12, 4))
         width = 40
     else:
         raise ValueError(f"unknown net {net!r}")
@@ -220,6 +239,8 @@ KEPT = (
     "hide_elsewhere",
     "swap_context",
     "swap_region",
+    "swap_confusion",
+    "swaps",
 )
 
 

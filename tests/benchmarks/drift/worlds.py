@@ -150,6 +150,12 @@ def plant(cue: str, given: Scenes, values: Tensor, seed: int) -> Tensor:
     elif cue == "ruler":
         ticks = torch.arange(size) % (torch.arange(CLASSES) + 3)[values][:, None] == 0
         images[:, :, :, :4] = ticks.float()[:, None, :, None].expand(-1, 3, -1, 4)
+    elif cue == "stamp":
+        y, x = torch.meshgrid(
+            torch.arange(unit + 3) - unit / 2 - 1, torch.arange(unit + 3) - unit / 2 - 1, indexing="ij"
+        )
+        rings = ((x**2 + y**2).sqrt() - (1 + 0.6 * torch.arange(CLASSES))[values][:, None, None]).abs() < 0.8
+        images[:, :, -unit - 4 : -1, 1 : unit + 4] = rings.float()[:, None].expand(-1, 3, -1, -1)
     elif cue == "watermark":
         marks = patterns(CLASSES, (unit + 2, unit + 2), 5)[values][:, None]
         corner = images[:, :, -unit - 2 :, -unit - 2 :]
@@ -208,6 +214,8 @@ def place_of(cue: str, size: int) -> Tensor | None:
         mask[1:5, size // 4 : size // 4 + size // 2] = True
     elif cue == "ruler":
         mask[:, :4] = True
+    elif cue == "stamp":
+        mask[-unit - 4 : -1, 1 : unit + 4] = True
     elif cue == "border":
         mask[:] = True
         mask[2:-2, 2:-2] = False
