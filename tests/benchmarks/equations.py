@@ -1,4 +1,4 @@
-"""The papers' equations in float64: what decides where the peers disagree, or where there is no peer."""
+"""The papers' equations, of networks and images in float64: what decides where peers disagree or there is none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def score_cam(model: nn.Module, layer: str, images: Tensor, labels: Tensor, meth
     """Score-CAM, and with noise on its masks or with masks of growing strength SS-CAM and IS-CAM."""
     activations = capture(model, layer, images, labels)[0].double()
     rounds = {"scorecam": 1, "sscam": SS_DRAWS, "iscam": IS_STEPS}[method]
-    model.double()
     maps = []
     with torch.no_grad():
         for n, (image, label, cells) in enumerate(zip(images.double(), labels.tolist(), activations, strict=True)):
@@ -46,7 +45,6 @@ def score_cam(model: nn.Module, layer: str, images: Tensor, labels: Tensor, meth
                     part = masks * sum(range(1, i + 2)) / rounds
                 scores += torch.cat([model(image * block)[:, label] for block in part.split(8)]) / rounds
             maps.append((scores.softmax(0).view(-1, 1, 1) * cells).sum(0).relu())
-    model.float()
     return torch.stack(maps)
 
 
@@ -59,7 +57,6 @@ def ablation_cam(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -
         kept[:] = [output]
         return output * channels[0].view(-1, output.shape[1], 1, 1) if channels else output
 
-    model.double()
     handle = dict(model.named_modules())[layer].register_forward_hook(ablate)
     maps = []
     for image, label in zip(images.double(), labels.tolist(), strict=True):
@@ -73,7 +70,6 @@ def ablation_cam(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -
         weights = (whole - torch.cat(left)) / whole
         maps.append((weights.view(-1, 1, 1) * cells).sum(0).relu())
     handle.remove()
-    model.float()
     return torch.stack(maps)
 
 
@@ -97,7 +93,6 @@ def full_grad(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -> T
         added.append((zero, bias.view(1, -1, 1, 1)))
         return output + zero
 
-    model.double()
     pixels = images.double().requires_grad_()
     modules = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) and added_bias(m) is not None]
     handles = [module.register_forward_hook(add) for module in modules]
@@ -111,7 +106,6 @@ def full_grad(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -> T
         low, high = part.amin((2, 3), keepdim=True), part.amax((2, 3), keepdim=True)
         scaled = torch.where(high > low, (part - low) / (high - low), 0)
         total += functional.interpolate(scaled, images.shape[2:], mode="bilinear").sum(1)
-    model.float()
     return total
 
 
