@@ -10,7 +10,7 @@ from cam_nets import ViT
 from torch import Tensor, nn
 
 from camwatch import explain
-from camwatch.cam.attention import roll_out
+from camwatch.cam.methods.attention import roll_out
 from camwatch.errors import InputError, UnsupportedError
 
 IMAGES = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))

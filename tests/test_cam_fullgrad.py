@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camwatch import explain
-from camwatch.cam.access import Access
-from camwatch.cam.fullgrad import added_bias, full_gradients
+from camwatch.cam.methods.access import Access
+from camwatch.cam.methods.fullgrad import added_bias, full_gradients
 from camwatch.errors import LayerError
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from camwatch import explain, layers, methods
 from camwatch.cam import fuse
-from camwatch.cam.registry import needs_layer
+from camwatch.cam.methods.registry import needs_layer
 from camwatch.errors import InputError, LayerError
 
 NAMES = ["layer2", "layer3", "layer4"]

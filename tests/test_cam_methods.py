@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from camwatch.cam import methods
+from camwatch.cam.methods import gradients
 from camwatch.cam.capture import LayerCapture
 from camwatch.cam.engine import explain
-from camwatch.cam.methods import GRADIENT_METHODS
+from camwatch.cam.methods.gradients import GRADIENT_METHODS
 
 LAYERS = {"resnet18": "layer4", "vgg16_bn": "features.42", "mobilenet_v3_small": "features.12"}
 PIXELS = {"resnet18": 96, "vgg16_bn": 64, "mobilenet_v3_small": 128}
@@ -187,4 +187,4 @@ def test_gradcam_plus_plus_equals_the_paper_where_peers_differ(zoo: Any) -> None
 
 def test_xgradcam_ignores_a_channel_that_sums_to_zero() -> None:
     a = torch.tensor([[[1.0, -1.0], [1.0, 1.0]]])
-    assert torch.equal(methods.xgrad_cam(a, torch.ones_like(a)), torch.tensor([[1.0, 1.0]]))
+    assert torch.equal(gradients.xgrad_cam(a, torch.ones_like(a)), torch.tensor([[1.0, 1.0]]))

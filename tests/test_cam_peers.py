@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from camwatch import explain
 from camwatch.cam import Contrast
-from camwatch.cam.perturbation import IS_STEPS, SS_DRAWS, mask_noise
-from camwatch.cam.pixels import NOISE
-from camwatch.cam.rescored import NOISY_COPIES
+from camwatch.cam.methods.perturbation import IS_STEPS, SS_DRAWS, mask_noise
+from camwatch.cam.methods.pixels import NOISE
+from camwatch.cam.methods.rescored import NOISY_COPIES
 from camwatch.errors import UnsupportedError
 
 peers = pytest.importorskip("torchcam.methods")

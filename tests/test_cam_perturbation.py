@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from camwatch.cam.access import PER_PASS_ON_CPU
 from camwatch.cam.engine import explain
+from camwatch.cam.methods.access import PER_PASS_ON_CPU
 from camwatch.errors import TargetError
 
 pytestmark = pytest.mark.filterwarnings("ignore::camwatch.cam.engine.BlankMapWarning")

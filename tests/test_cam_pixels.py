@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camwatch.cam.engine import explain
-from camwatch.cam.perturbation import _windows
+from camwatch.cam.methods.perturbation import _windows
 from camwatch.errors import InputError, LayerError, UnsupportedError
 
 captum = pytest.importorskip("captum.attr")

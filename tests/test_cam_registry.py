@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from camwatch import explain, methods
-from camwatch.cam import registry
-from camwatch.cam.access import Access, Site
-from camwatch.cam.methods import GRADIENT_METHODS, weighted_sum
+from camwatch.cam.methods import registry
+from camwatch.cam.methods.access import Access, Site
+from camwatch.cam.methods.gradients import GRADIENT_METHODS, weighted_sum
 
 TABLES = [GRADIENT_METHODS, registry.SITE_METHODS, registry.STAGE_METHODS, registry.IMAGE_METHODS]
 FUNCTIONS: dict[str, Callable[..., Any]] = {name: function for table in TABLES for name, function in table.items()}

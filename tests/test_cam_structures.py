@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from camwatch import explain, methods
 from camwatch.cam import factorize
-from camwatch.cam.registry import needs_layer
+from camwatch.cam.methods.registry import needs_layer
 
 IMAGES = torch.rand(2, 3, 10, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([[0, 1, 2], [1, 2, 0]])

@@ -27,7 +27,7 @@ from camwatch.auditing.source import Indexed, Source, open_source
 from camwatch.auditing.summary import Audit, Tally, summary_path, summary_rows, worst_of
 from camwatch.auditing.table import check_output, written
 from camwatch.cam.engine import Forward, LayerName, check_method
-from camwatch.cam.methods import Method
+from camwatch.cam.methods.gradients import Method
 from camwatch.cam.structure import find_module
 from camwatch.errors import CamwatchError, InputError, unknown
 from camwatch.isolation import isolate_rng

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from camwatch.auditing.judgement import COLUMNS, UNMEASURED, UNREADABLE, Row, judge, measure, why
 from camwatch.auditing.source import Loaded
 from camwatch.cam.engine import BlankMapWarning, Forward, explain
-from camwatch.cam.methods import Method
+from camwatch.cam.methods.gradients import Method
 from camwatch.cam.targets import Target, class_scores, predicted_classes, probabilities, score, two_sided
 from camwatch.errors import CamwatchWarning, InputError, RegionError, TargetError
 from camwatch.regions import Regions

@@ -17,7 +17,7 @@ from camwatch.cam.engine import explain
 from camwatch.cam.explanation import Explanation
 from camwatch.cam.factorization import Factorization, factorize
 from camwatch.cam.fusion import fuse
-from camwatch.cam.methods import grad_cam, hires_cam
+from camwatch.cam.methods.gradients import grad_cam, hires_cam
 
 __all__ = [
     "BoxScores",

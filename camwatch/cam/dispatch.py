@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.access import Access, Site, per_image
 from camwatch.cam.capture import LayerCapture
 from camwatch.cam.layout import Layout
-from camwatch.cam.methods import GRADIENT_METHODS, Method
-from camwatch.cam.registry import IMAGE_METHODS, SITE_METHODS, STAGE_METHODS
-from camwatch.cam.registry import needs_layer as needs_layer
+from camwatch.cam.methods.access import Access, Site, per_image
+from camwatch.cam.methods.gradients import GRADIENT_METHODS, Method
+from camwatch.cam.methods.registry import IMAGE_METHODS, SITE_METHODS, STAGE_METHODS
+from camwatch.cam.methods.registry import needs_layer as needs_layer
 from camwatch.cam.structure import find_module, replace
 from camwatch.cam.targets import Target, score, settle
 

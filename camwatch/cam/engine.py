@@ -20,11 +20,11 @@ from camwatch.cam.explanation import Explanation, concatenate
 from camwatch.cam.fusion import check_fusion, fuse_explanations, stages
 from camwatch.cam.layers import Layer, find_layers, without_zero_weights
 from camwatch.cam.layout import Layout
-from camwatch.cam.methods import Method
+from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.registry import STAGE_METHODS, needs_layer
+from camwatch.cam.methods.registry import check_method as check_method
+from camwatch.cam.methods.registry import methods as methods
 from camwatch.cam.neutral import Neutral, call_plainly, check_images, prepare
-from camwatch.cam.registry import STAGE_METHODS, needs_layer
-from camwatch.cam.registry import check_method as check_method
-from camwatch.cam.registry import methods as methods
 from camwatch.cam.smoothing import augmented
 from camwatch.cam.structure import find_module, unwrap
 from camwatch.cam.targets import Target, check_target, class_scores, select, two_sided

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camwatch.cam.access import Access, Site
 from camwatch.cam.capture import LayerCapture
 from camwatch.cam.explanation import Explanation
 from camwatch.cam.layers import Layer
-from camwatch.cam.methods import grad_cam_plus_plus
-from camwatch.cam.perturbation import INTERPOLATION, unit
+from camwatch.cam.methods.access import Access, Site
+from camwatch.cam.methods.gradients import grad_cam_plus_plus
+from camwatch.cam.methods.perturbation import INTERPOLATION, unit
 from camwatch.errors import InputError, LayerError, unknown
 
 FUSIONS = ("max", "mean", "product")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camwatch.cam.engine import BlankMapWarning, Forward, explain
-from camwatch.cam.methods import Method
+from camwatch.cam.methods.gradients import Method
 from camwatch.cam.structure import find_module, unwrap
 from camwatch.cam.targets import Target, predicted_classes
 from camwatch.errors import InputError

@@ -17,7 +17,7 @@ from camwatch.cam.dispatch import needs_layer
 from camwatch.cam.engine import BlankMapWarning, Forward, explain, layers, predict
 from camwatch.cam.explanation import concatenate
 from camwatch.cam.layers import Layer
-from camwatch.cam.methods import Method
+from camwatch.cam.methods.gradients import Method
 from camwatch.cam.targets import predicted_classes, probabilities, score
 from camwatch.errors import InputError, LayerError, TargetError
 from camwatch.panel import Panel

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from camwatch import drift
 from camwatch.cam.engine import Forward
-from camwatch.cam.methods import Method
+from camwatch.cam.methods.gradients import Method
 from camwatch.errors import CamwatchWarning, DisplayWarning, InputError
 from camwatch.panel import Panel
 from camwatch.records import Alarm, Snapshot

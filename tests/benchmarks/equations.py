@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camwatch.cam import LayerCapture
-from camwatch.cam.fullgrad import added_bias
-from camwatch.cam.perturbation import IS_STEPS, SS_DRAWS, mask_noise
-from camwatch.cam.pixels import noisy_copies
-from camwatch.cam.rescored import NOISY_COPIES
+from camwatch.cam.methods.fullgrad import added_bias
+from camwatch.cam.methods.perturbation import IS_STEPS, SS_DRAWS, mask_noise
+from camwatch.cam.methods.pixels import noisy_copies
+from camwatch.cam.methods.rescored import NOISY_COPIES
 
 
 def capture(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from camwatch.cam.access import Access, Site, progress
 from camwatch.cam.capture import LayerCapture, UnreachedError
-from camwatch.cam.methods import grad_cam
-from camwatch.cam.perturbation import INTERPOLATION
+from camwatch.cam.methods.access import Access, Site, progress
+from camwatch.cam.methods.gradients import grad_cam
+from camwatch.cam.methods.perturbation import INTERPOLATION
 from camwatch.errors import UnsupportedError
 
 RELUS = (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)

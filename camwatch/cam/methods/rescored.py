@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camwatch.cam.access import Access, Site
 from camwatch.cam.capture import LayerCapture
-from camwatch.cam.methods import grad_cam, quotient, weighted_sum
-from camwatch.cam.pixels import noisy_copies
+from camwatch.cam.methods.access import Access, Site
+from camwatch.cam.methods.gradients import grad_cam, quotient, weighted_sum
+from camwatch.cam.methods.pixels import noisy_copies
 from camwatch.cam.targets import class_scores, two_sided
 from camwatch.errors import TargetError
 

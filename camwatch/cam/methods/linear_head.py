@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from camwatch.cam.access import Access, Site
-from camwatch.cam.methods import weighted_sum
+from camwatch.cam.methods.access import Access, Site
+from camwatch.cam.methods.gradients import weighted_sum
 from camwatch.cam.structure import named_modules, replace
 from camwatch.cam.taps import around
 from camwatch.cam.targets import class_scores

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from camwatch.cam.access import Access
 from camwatch.cam.capture import choose
 from camwatch.cam.layout import Grid, token_grid
+from camwatch.cam.methods.access import Access
 from camwatch.cam.structure import named_modules, tensors
 from camwatch.cam.taps import around
 from camwatch.errors import UnsupportedError

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camwatch.cam.access import Access, Site
-from camwatch.cam.methods import weighted_sum
+from camwatch.cam.methods.access import Access, Site
+from camwatch.cam.methods.gradients import weighted_sum
 
 SS_DRAWS, SS_DEVIATION = 10, 2.0
 IS_STEPS = 10

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.access import Access
-from camwatch.cam.attention_blocks import SeeAttention, chosen_tokens, find_blocks, per_head
 from camwatch.cam.capture import UnreachedError
 from camwatch.cam.detach import without_recomputation
+from camwatch.cam.methods.access import Access
+from camwatch.cam.methods.attention_blocks import SeeAttention, chosen_tokens, find_blocks, per_head
 from camwatch.cam.structure import replace
 from camwatch.cam.taps import around
 from camwatch.errors import UnsupportedError
