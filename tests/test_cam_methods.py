@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from camwatch.cam.methods import gradients
 from camwatch.cam.capture import LayerCapture
 from camwatch.cam.engine import explain
+from camwatch.cam.methods import gradients
 from camwatch.cam.methods.gradients import GRADIENT_METHODS
 
 LAYERS = {"resnet18": "layer4", "vgg16_bn": "features.42", "mobilenet_v3_small": "features.12"}
