@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from camwatch import Alarm, Panel, Snapshot, Watcher, load_archive, replay
 from camwatch.errors import AlarmWarning, CamwatchWarning, InputError
+from camwatch.watch.history import History
 
 CLASSES, SIZE, CORNER = 3, 24, 6
 MOMENTS = ("epoch", "global_step", "look", "planned")
