@@ -38,11 +38,11 @@ def load(path: Path) -> dict[str, Any]:
 def judge(stored: dict[str, Any], detectors: Any = "default") -> dict[str, Any]:
     """Returns one row: the truth, the first alarm of each detector, the score and the baselines at the end."""
     run, looks = stored["run"], [look for look in stored["looks"] if look["epoch"] >= 0]
-    truth = {look["epoch"]: look["reliance"] for look in looks}
+    truth = {look["epoch"]: round(look["reliance"], 6) for look in looks}  # 16 of 320 is .05, and no more
     onset = next((epoch for epoch, value in truth.items() if value >= RELIANT), None)
     last, end = stored["snapshots"]["true"][-1], looks[-1]
     alarms = said(stored["snapshots"]["true"], detectors)
-    state = "clean" if max(truth.values()) <= CLEAN else "reliant" if end["reliance"] >= RELIANT else "grey"
+    state = "clean" if max(truth.values()) <= CLEAN else "reliant" if truth[end["epoch"]] >= RELIANT else "grey"
     found: Reliance | None = reliance(last)
     row: dict[str, Any] = {
         "key": run.key,

@@ -14,7 +14,7 @@ COLOURS = torch.tensor([[1, 0.2, 0.2], [0.2, 0.9, 0.2], [0.3, 0.3, 1], [0.95, 0.
 
 # Cues at one place of the image, at no one place, and those that no map of regions can show.
 PLACED = ("corner", "border", "watermark", "object")
-LOCALIZED = (*PLACED, "caption", "ruler")  # the ruler was held back until the thresholds were fixed
+LOCALIZED = (*PLACED, "caption", "ruler", "stamp")  # the stamp was held back until the thresholds were fixed
 SPREAD = ("texture",)
 MISSES = ("blur", "tint", "inside")
 
