@@ -34,10 +34,20 @@ Run = Callable[[], Any]
 
 
 def setting(name: str, n: int, size: int) -> tuple[nn.Module, Panel]:
-    """A model in training mode with random weights, and a panel of smooth noise with a box each."""
+    """A model in training mode with random weights, and a panel of smooth noise with a box each.
+
+    Its head knows the panel's images, one class each, so that every one is answered rightly and swapped.
+    """
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).train()
     images = nn.functional.interpolate(torch.randn(n, 3, 8, 8), size=(size, size), mode="bicubic")
+    head, model.fc = model.fc, nn.Identity()
+    with torch.no_grad():
+        features = model.eval()(images)
+        features -= (middle := features.mean(0))
+        head.weight[:n], head.weight[n:] = 2 * features, 0  # the nearest prototype
+        head.bias[:n], head.bias[n:] = -features.square().sum(1) - 2 * features @ middle, -1e9
+    model.train().fc = head
     boxes = [torch.tensor([[size // 8, size // 8, size * 3 // 8, size * 3 // 8]])] * n
     return model, Panel(images, torch.arange(n), boxes, denormalize=(MEAN, STD))
 

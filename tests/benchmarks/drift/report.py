@@ -74,7 +74,7 @@ What has to be known to read them:
   the last of these, with two swaps an image and hiding to agree, detection was 91 of 96; that is why six swaps are
   asked now, against measured confusion.
 - The held-back cue `stamp` and architecture `dense` were written before the limits were fixed but not run until after.
-  The reliant run that is missed there is a `dense` net with a reliance of .23, whose score of .04 stays below the margin.
+  The reliant run that is missed there is a `dense` net with a reliance of .23, whose score of .04 is below the margin.
 - The last tier is of nets that know the task before a cue comes in. Their maps move and their answers hardly follow,
   and 11 of these 12 runs raise an alarm of `drop`, 7 of them clean by the measure. They were planned apart, because
   their maps do what `drop` is for; who counts them as false alarms has 7 of 101 (upper bound .126). The alarms of the
