@@ -69,7 +69,8 @@ def snapshots(model: nn.Module, panel: Panel, folder: Path) -> tuple[Run, Run, l
         record = watcher.snapshot(step := next(epoch), step)
         assert record.error is None, record.error
 
-    snapshot()
+    for _ in range(3):  # the first ones may raise an alarm and name a cue, once
+        snapshot()
     return snapshot, watcher.flush, list(batches)
 
 
