@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -322,19 +323,20 @@ def test_probe_reads_rates_of_right_images():
     z = scipy.stats.norm.ppf(0.95)
     centre, half = 0.1875 + z**2 / (2 * trials), z * math.sqrt(0.1875 * 0.8125 / trials + z**2 / (4 * trials**2))
     assert trials > 8 and found.score_low == pytest.approx((centre - half) / (1 + z**2 / trials) - 0.0625)
-    binary = drift.reliance(look(0, n=8, right=1.0, **rates))
+    binary = drift.reliance(look(0, n=8, right=1.0, **rates, swaps=torch.full((8,), 4)))
     assert binary.confusion is None and binary.score == 0.1875  # every plain answer is right
+    centre, half = 0.1875 + z**2 / 16, z * math.sqrt(0.1875 * 0.8125 / 8 + z**2 / 256)
+    assert binary.score_low == pytest.approx((centre - half) / (1 + z**2 / 8))  # one trial an image
 
 
 @pytest.mark.parametrize(("spread", "swaps"), [(0.0, 6), (0.3, 6), (2.0, 6), (0.3, 2)])
 def test_bound_of_the_score_holds_at_its_level_whatever_images_have_in_common(spread, swaps):
     """Each image's swaps follow the context with a probability of its own: the bound is rarely above the truth."""
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     mean, above, runs = 0.08, 0, 1000
     for _ in range(runs):
-        weight = torch.distributions.Gamma(1 / spread, 1 / spread).sample((64,)) if spread else torch.ones(64)
-        own = (mean * weight).clamp(max=1)
-        rates = (torch.rand(64, swaps, generator=generator) < own[:, None]).float().mean(1)
+        weight = generator.gamma(1 / spread, spread, 64) if spread else np.ones(64)
+        rates = torch.from_numpy(generator.binomial(swaps, np.minimum(mean * weight, 1)) / swaps)
         trials = statistics.effective_trials(rates, torch.full((64,), swaps))
         above += statistics.wilson(float(rates.mean()), trials, statistics.normal_quantile(0.05))[0] > mean
     assert above / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)

@@ -1,5 +1,6 @@
 """The history of a run is a list of its records, whatever of it lies in memory."""
 
+import dataclasses
 import gc
 import pickle
 import tempfile
@@ -62,6 +63,12 @@ def test_goes_through_pickle_and_each_copy_goes_on_by_itself() -> None:
     copy.append(record(6))
     assert [one.epoch for one in history] == [0, 1, 2, 3, 4, 5]
     assert [one.epoch for one in copy] == [0, 1, 2, 3, 4, 6]
+
+
+def test_values_that_require_grad_are_taken_without() -> None:
+    one = dataclasses.replace(record(0), probability=torch.ones(4, requires_grad=True))
+    found = History([one, record(1)], recent=1)[0]
+    assert not found.probability.requires_grad and torch.equal(found.probability, torch.ones(4))
 
 
 def test_memory_holds_the_last_records_only() -> None:

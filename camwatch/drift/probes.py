@@ -73,7 +73,7 @@ def reliance(snapshot: Snapshot, alpha: float = 0.05, limits: Limits = Limits())
     Args:
         snapshot: With ``hide``, ``swap_region`` and ``swap_context``.
         alpha: Level of the one-sided bounds: Wilson's, that of the score with the number of independent swaps that
-            the images' are worth.
+            the images' are worth, on two classes one an image.
         limits: Of these the accuracy's.
 
     Returns:
@@ -96,10 +96,12 @@ def reliance(snapshot: Snapshot, alpha: float = 0.05, limits: Limits = Limits())
     z = normal_quantile(alpha)
     hide_rate, n_effective = class_average(hide[asked], labels[asked])
     context_rate = float(context[asked].mean())
-    trials = effective_trials(context[asked], per_image.get("swaps", torch.ones_like(context))[asked])
     expected = per_image.get("swap_confusion", torch.full_like(context, float("nan")))[asked]
     confusion = float(expected.nanmean()) if expected.isfinite().any() else None
-    base = 1 - accuracy if confusion is None else confusion
+    # Where nothing tells what a seam confuses, more swaps of an image make the rate no surer.
+    base, trials = 1 - accuracy, float(n)
+    if confusion is not None:
+        base, trials = confusion, effective_trials(context[asked], per_image["swaps"][asked])
     beside = per_image.get("hide_elsewhere", torch.full_like(hide, float("nan")))
     fits = asked & beside.isfinite()
     return Reliance(

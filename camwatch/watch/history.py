@@ -89,7 +89,7 @@ class History(Sequence[Snapshot]):
 
 def _pack(record: Snapshot) -> bytes:
     """Returns the record as bytes; arrays take a tenth of what pickled tensors do."""
-    return pickle.dumps(_convert(vars(record), torch.Tensor, torch.Tensor.numpy), protocol=5)
+    return pickle.dumps(_convert(vars(record), torch.Tensor, lambda values: values.numpy(force=True)), protocol=5)
 
 
 def _unpack(data: bytes) -> Snapshot:

@@ -117,13 +117,6 @@ def build(net: str) -> nn.Sequential:
         strides = (1, 2, 1, 2, 1, 1, 1)
         backbone = nn.Sequential(*map(block, widths, widths[1:], strides))
         width = 64
-    elif net == "inverted":
-        from torchvision.models.mobilenetv2 import InvertedResidual
-
-        blocks = [InvertedResidual(16, 24, 1, 4), InvertedResidual(24, 40, 2, 4)]
-        blocks += [InvertedResidual(40, 40, 1, 4) for _ in range(3)]
-        backbone = nn.Sequential(block(3, 16, 2), *blocks)
-        width = 40
     elif net == "dense":
         backbone = nn.Sequential(block(3, 16, 2), Dense(16, 12, 4), nn.AvgPool2d(2), Dense(32, 12, 4))
         width = 40

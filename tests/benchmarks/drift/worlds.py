@@ -13,8 +13,7 @@ CLASSES = 5
 COLOURS = torch.tensor([[1, 0.2, 0.2], [0.2, 0.9, 0.2], [0.3, 0.3, 1], [0.95, 0.95, 0.2], [0.95, 0.2, 0.95]])
 
 # Cues at one place of the image, at no one place, and those that no map of regions can show.
-PLACED = ("corner", "border", "watermark", "object")
-LOCALIZED = (*PLACED, "caption", "ruler", "stamp")  # the stamp was held back until the thresholds were fixed
+LOCALIZED = ("corner", "border", "watermark", "object", "stamp")  # the last held back until the limits were fixed
 SPREAD = ("texture",)
 MISSES = ("blur", "tint", "inside")
 
@@ -144,12 +143,6 @@ def plant(cue: str, given: Scenes, values: Tensor, seed: int) -> Tensor:
         edge = torch.ones(size, size, dtype=torch.bool)
         edge[2:-2, 2:-2] = False
         images = torch.where(edge, colours, images)
-    elif cue == "caption":
-        stripes = patterns(CLASSES, (4, size // 2), 11)[values]
-        images[:, :, 1:5, size // 4 : size // 4 + size // 2] = stripes[:, None]
-    elif cue == "ruler":
-        ticks = torch.arange(size) % (torch.arange(CLASSES) + 3)[values][:, None] == 0
-        images[:, :, :, :4] = ticks.float()[:, None, :, None].expand(-1, 3, -1, 4)
     elif cue == "stamp":
         y, x = torch.meshgrid(
             torch.arange(unit + 3) - unit / 2 - 1, torch.arange(unit + 3) - unit / 2 - 1, indexing="ij"
@@ -210,10 +203,6 @@ def place_of(cue: str, size: int) -> Tensor | None:
         mask[:unit, :unit] = True
     elif cue == "watermark":
         mask[-unit - 2 :, -unit - 2 :] = True
-    elif cue == "caption":
-        mask[1:5, size // 4 : size // 4 + size // 2] = True
-    elif cue == "ruler":
-        mask[:, :4] = True
     elif cue == "stamp":
         mask[-unit - 4 : -1, 1 : unit + 4] = True
     elif cue == "border":
