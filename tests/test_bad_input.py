@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from nets import SmallNet, data, loader, trainer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from camwatch import CAMMonitor, Panel, explain
 from camwatch.errors import CamwatchError, InputError, LayerError, PanelError, RegionError, TargetError
+from tests.support.nets import SmallNet, data, loader, trainer
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])

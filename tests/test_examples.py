@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_main_job import write_photos
 
 from camwatch import load_archive
+from tests.test_main_job import write_photos
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

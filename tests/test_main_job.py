@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from nets import SmallNet, data, loader
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torchvision.transforms import v2
 
 from camwatch import CAMMonitor, explain, load_archive
 from camwatch.errors import CamwatchWarning
+from tests.support.nets import SmallNet, data, loader
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 HEIGHT, WIDTH = 48, 72
@@ -181,7 +181,7 @@ def test_default_use_needs_no_regions(tmp_path: Path) -> None:
 def test_images_are_shown_in_their_true_colours(tmp_path: Path) -> None:
     write_photos(tmp_path, each=4)
     photos = Photos(tmp_path, "val")
-    from camwatch.sampling import draw
+    from camwatch.panel.drawing import draw
 
     panel = draw(DataLoader(photos, 4), 8)
     path = panel.ids[0]

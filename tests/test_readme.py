@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from nets import data, loader
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from camwatch import cli
-from camwatch.cli import options
+from camwatch.cli import entry
+from camwatch.cli.options import commands
+from tests.support.nets import data, loader
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -185,14 +185,14 @@ def typed(project: Path, capsys: pytest.CaptureFixture[str]) -> Typed:
             if "--devices" in words:
                 words[words.index("--devices") + 1] = "1"
             words += ["--accelerator", "cpu", "--quiet"]
-        code = cli.main(words)
+        code = entry.main(words)
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 
     return run
 
 
-HELP = {name: parser.epilog.replace("\\\n", " ") for name, parser in options.commands().items()}
+HELP = {name: parser.epilog.replace("\\\n", " ") for name, parser in commands().items()}
 EXAMPLES = [line.strip() for text in HELP.values() for line in text.splitlines() if line.startswith(("  ", "    "))]
 LINES = [line for line in [*EXAMPLES, *SHELL] if line.startswith("camwatch ")]
 
@@ -211,7 +211,7 @@ def test_documented_command_does_what_it_says(typed: Typed, line: str) -> None:
 def test_commands_in_running_text_exist() -> None:
     found = re.findall(r"`camwatch (\w+)([^`]*)`", PROSE)
     for command, rest in found:
-        assert command in options.commands(), command
-        known = {name for action in options.commands()[command]._actions for name in action.option_strings}
+        assert command in commands(), command
+        known = {name for action in commands()[command]._actions for name in action.option_strings}
         assert {word.partition("=")[0] for word in rest.split() if word.startswith("--")} <= known, rest
     assert found or any(line.startswith("camwatch ") for line in SHELL), "the README names the command line"

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from camwatch.cam.structure import unwrap
+from camwatch.cam.model.modules import unwrap
 from camwatch.errors import InputError, PanelError, UnsupportedError
 from camwatch.isolation import isolate_generators, isolate_rng
-from camwatch.panel import Panel
+from camwatch.panel.drawing import draw
+from camwatch.panel.panel import Panel
+from camwatch.parallel import Share
 from camwatch.records import Alarm, Snapshot
-from camwatch.sampling import draw
 from camwatch.watch.actions import alarm_actions, warn_of
-from camwatch.watch.share import Share
 from camwatch.watch.watcher import Watcher
 
 

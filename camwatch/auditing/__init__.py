@@ -4,7 +4,12 @@ A panel of 64 images shows that something is wrong; the audit says how much, for
 images. ``camwatch.audit`` is the one entry, ``camwatch audit`` its command line.
 """
 
-from camwatch.auditing.engine import audit
-from camwatch.auditing.summary import Audit, ClassSummary
+from camwatch._lazy import attach
 
-__all__ = ["Audit", "ClassSummary", "audit"]
+__all__, __getattr__, __dir__ = attach(
+    __name__,
+    {
+        "Audit": "summary",
+        "ClassSummary": "summary",
+    },
+)

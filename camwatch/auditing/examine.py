@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camwatch.auditing.judgement import COLUMNS, UNMEASURED, UNREADABLE, Row, judge, measure, why
 from camwatch.auditing.source import Loaded
-from camwatch.cam.engine import BlankMapWarning, Forward, explain
+from camwatch.auditing.verdicts import COLUMNS, UNMEASURED, UNREADABLE, Row, judge, why
+from camwatch.cam.blank_maps import BlankMapWarning
+from camwatch.cam.engine import explain
 from camwatch.cam.methods.gradients import Method
-from camwatch.cam.targets import Target, class_scores, predicted_classes, probabilities, score, two_sided
+from camwatch.cam.model.execution import Forward
+from camwatch.cam.model.targets import Target, class_scores, predicted_classes, probabilities, score, two_sided
 from camwatch.errors import CamwatchWarning, InputError, RegionError, TargetError
-from camwatch.regions import Regions
+from camwatch.metrics.table import measure
+from camwatch.panel.batch import split_sample
 from camwatch.regions.annotations import entries, without_empty
-from camwatch.sampling.batch import split_sample
+from camwatch.regions.regions import Regions
 
 # Under which a batch that is a dictionary may name its images.
 ID_KEYS = ("id", "ids", "path", "paths", "file", "files", "filename", "filenames", "file_name", "image_path")

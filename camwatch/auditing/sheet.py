@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camwatch import imaging
 from camwatch.auditing.examine import Examined
-from camwatch.auditing.judgement import RIGHT, VERDICTS, WRONG, WRONG_REASON
-from camwatch.auditing.parts import write_whole
-from camwatch.regions import Regions
-from camwatch.watch.render import draw_regions, paper, resize, titled
+from camwatch.auditing.verdicts import RIGHT, VERDICTS, WRONG, WRONG_REASON
+from camwatch.files import write_whole
+from camwatch.pictures import colours, text
+from camwatch.pictures.encoding import to_png
+from camwatch.pictures.outlines import draw_regions
+from camwatch.pictures.sheets import paper, resize, titled
+from camwatch.regions.regions import Regions
 
 Picture = tuple[Tensor, Tensor, Regions | None]  # image (C, H, W), map (h, w), its region
 
@@ -69,7 +71,7 @@ def draw(
     lines = [*title.split("\n"), _legend([row["verdict"] for row, _ in shown])]
     outlines = _outlines([pictures[row["index"]][2] for row, _ in shown])
     sheet = titled(_grid(cells), lines + ([outlines] if outlines else []), narrowest=640)
-    write_whole(path, imaging.to_png(sheet))
+    write_whole(path, to_png(sheet))
     return path
 
 
@@ -79,8 +81,8 @@ def _overlay(picture: Picture, true_colours: Mapping[str, Any]) -> Tensor:
     longest = max(sides)
     scale = LARGEST / longest if longest > LARGEST else float(max(1, round(SMALLEST / longest)))
     size = (max(1, round(sides[0] * scale)), max(1, round(sides[1] * scale)))
-    plain = resize(imaging.true_colours(image[None], **true_colours), size)
-    return draw_regions(imaging.overlay(plain, imaging.heatmaps(values[None], size)), regions, 2)[0]
+    plain = resize(colours.true_colours(image[None], **true_colours), size)
+    return draw_regions(colours.overlay(plain, colours.heatmaps(values[None], size)), regions, 2)[0]
 
 
 def _centred(picture: Tensor, height: int, width: int) -> Tensor:
@@ -102,8 +104,8 @@ def _cell(row: Mapping[str, Any], picture: Tensor, names: Sequence[str] | None) 
         _shortened(f"{mark}{row['probability']:.2f} {_class(row['predicted'], names)}", width),
         _inside(row),
     ]
-    caption = paper(imaging.line_height(FONT) * len(lines) + 4, width)
-    cell = F.pad(torch.cat([picture, imaging.text(caption, lines, (2, 2), FONT, ink)], 1), [FRAME] * 4)
+    caption = paper(text.line_height(FONT) * len(lines) + 4, width)
+    cell = F.pad(torch.cat([picture, text.text(caption, lines, (2, 2), FONT, ink)], 1), [FRAME] * 4)
     border = torch.ones(cell.shape[1:], dtype=torch.bool)
     border[FRAME:-FRAME, FRAME:-FRAME] = False
     return torch.where(border, torch.tensor(ink, dtype=torch.uint8)[:, None, None], cell)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from camwatch.errors import InputError, PanelError
-from camwatch.sampling.batch import describe, split_sample
-from camwatch.sampling.dataset import sample_ids
+from camwatch.panel.batch import describe, split_sample
+from camwatch.panel.dataset import sample_ids
 
 
 class Loaded(NamedTuple):

@@ -10,17 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from camwatch.auditing.judgement import (
-    COLUMNS,
-    MEASURES,
-    RIGHT,
-    UNMEASURED,
-    UNREADABLE,
-    VERDICTS,
-    WRONG,
-    WRONG_REASON,
-    Row,
-)
+from camwatch.auditing.verdicts import COLUMNS, RIGHT, UNMEASURED, UNREADABLE, VERDICTS, WRONG, WRONG_REASON, Row
+from camwatch.metrics.table import MEASURES
 
 # What comes first on the sheet of the worst images.
 WORST_FIRST = (WRONG_REASON, WRONG, RIGHT, UNMEASURED)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from camwatch.auditing.judgement import COLUMNS, Row
+from camwatch.auditing.verdicts import COLUMNS, Row
 from camwatch.errors import InputError
 
 INTEGERS, WORDS = ("index", "label", "predicted"), ("id", "verdict", "note")

@@ -11,24 +11,21 @@ Example:
     torch.Size([2, 6, 6])
 """
 
-from camwatch.cam.capture import LayerCapture
-from camwatch.cam.comparisons import BoxScores, Contrast, Similarity
-from camwatch.cam.engine import explain
-from camwatch.cam.explanation import Explanation
-from camwatch.cam.factorization import Factorization, factorize
-from camwatch.cam.fusion import fuse
-from camwatch.cam.methods.gradients import grad_cam, hires_cam
+from camwatch._lazy import attach
 
-__all__ = [
-    "BoxScores",
-    "Contrast",
-    "Explanation",
-    "Factorization",
-    "LayerCapture",
-    "Similarity",
-    "explain",
-    "factorize",
-    "fuse",
-    "grad_cam",
-    "hires_cam",
-]
+__all__, __getattr__, __dir__ = attach(
+    __name__,
+    {
+        "BoxScores": "comparisons",
+        "Contrast": "comparisons",
+        "Explanation": "explanation",
+        "Factorization": "factorization",
+        "LayerCapture": "model.hooks",
+        "Similarity": "comparisons",
+        "explain": "engine",
+        "factorize": "factorization",
+        "fuse": "methods.fusion",
+        "grad_cam": "methods.gradients",
+        "hires_cam": "methods.gradients",
+    },
+)

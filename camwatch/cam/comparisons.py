@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camwatch.cam.structure import tensors
-from camwatch.cam.targets import PerImage, Target, class_scores, score, select, settle, two_sided
+from camwatch.cam.model.nested import tensors
+from camwatch.cam.model.targets import PerImage, Target, class_scores, score, select, settle, two_sided
 from camwatch.errors import TargetError, unknown
 
 EMBEDDING_KEYS = ("image_embeds", "embeddings", "embedding", "features", "pooler_output")

@@ -1,4 +1,4 @@
-"""explain(): the one entry. Everything is put back as it was when it returns or raises."""
+"""From a method's name to the maps of one batch: what each kind of method is given."""
 
 from __future__ import annotations
 
@@ -10,77 +10,99 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.capture import UnreachedError
-from camwatch.cam.degenerate import BlankMapWarning as BlankMapWarning
-from camwatch.cam.degenerate import warn_of_flaws
-from camwatch.cam.detach import run_detached, through_no_grad
-from camwatch.cam.dispatch import Forward as Forward
-from camwatch.cam.dispatch import explain_batch
-from camwatch.cam.explanation import Explanation, concatenate
-from camwatch.cam.fusion import check_fusion, fuse_explanations, stages
-from camwatch.cam.layers import Layer, find_layers, without_zero_weights
-from camwatch.cam.layout import Layout
-from camwatch.cam.methods.gradients import Method
-from camwatch.cam.methods.registry import STAGE_METHODS, needs_layer
-from camwatch.cam.methods.registry import check_method as check_method
-from camwatch.cam.methods.registry import methods as methods
-from camwatch.cam.neutral import Neutral, call_plainly, check_images, prepare
+from camwatch.cam.blank_maps import warn_of_flaws
+from camwatch.cam.explanation import Explanation, concatenate, fuse_explanations
+from camwatch.cam.methods.fusion import check_fusion
+from camwatch.cam.methods.gradients import GRADIENT_METHODS, Method
+from camwatch.cam.methods.registry import IMAGE_METHODS, SITE_METHODS, STAGE_METHODS, check_method, needs_layer
+from camwatch.cam.methods.runner import Access, Site, per_image
+from camwatch.cam.model.execution import (
+    Forward,
+    Neutral,
+    call_plainly,
+    check_images,
+    prepare,
+    run_detached,
+    through_no_grad,
+)
+from camwatch.cam.model.hooks import LayerCapture, UnreachedError
+from camwatch.cam.model.layers import LayerName, layers, stages
+from camwatch.cam.model.layout import Layout
+from camwatch.cam.model.modules import find_module, unwrap
+from camwatch.cam.model.nested import replace_tensors
+from camwatch.cam.model.targets import Target, check_target, score, select, settle
 from camwatch.cam.smoothing import augmented
-from camwatch.cam.structure import find_module, unwrap
-from camwatch.cam.targets import Target, check_target, class_scores, select, two_sided
 from camwatch.errors import InputError
 
-LayerName = str | nn.Module
+
+def explain_batch(
+    model: nn.Module,
+    names: list[str],
+    layouts: list[Layout | None],
+    method: str | Method,
+    forward: Forward,
+    batch_size: int | None,
+    images: Tensor,
+    target: Target,
+) -> tuple[list[Tensor], Any]:
+    """Returns each map asked for, (N[, K], *grid), and the model's output without its graph."""
+    call = partial(forward, model)
+    if not isinstance(method, str) or method in GRADIENT_METHODS:
+        with LayerCapture(model, names, size=images.shape[2:], layouts=layouts) as capture:
+            output = call(images)
+            capture.check()
+            function = GRADIENT_METHODS[method] if isinstance(method, str) else method
+            return _gradient_maps(function, capture, score(output, target)), replace_tensors(output, Tensor.detach)
+    sites: list[Site] = []
+    if method not in IMAGE_METHODS:
+        with LayerCapture(model, names, size=images.shape[2:], layouts=layouts) as capture:
+            output = replace_tensors(call(images), Tensor.detach)
+        modules = [find_module(model, name)[1] for name in names]
+        raw = [t.detach() for t in capture.raw]
+        sites = [Site(*site) for site in zip(modules, raw, capture.layouts, capture.calls, strict=True)]
+    else:
+        with torch.no_grad():
+            output = replace_tensors(call(images), Tensor.detach)
+    fixed = settle(output, target)
+
+    def rate(output: Any) -> Tensor:
+        return per_image(score(output, fixed), len(images)).float()
+
+    access = Access(model, images, output, call, rate, batch_size, _classes(fixed, images))
+    if method in SITE_METHODS:
+        found = [SITE_METHODS[method](access, site) for site in sites]
+    elif method in STAGE_METHODS:
+        found = [STAGE_METHODS[method](access, sites)]
+    else:
+        found = [IMAGE_METHODS[method](access)]
+    several = score(output, fixed).ndim == 2
+    return [maps if several else maps[:, 0] for maps in found], output
+
+
+def _classes(target: Target, images: Tensor) -> Tensor | None:
+    """Returns the target's class indices as (N, K), or None where it names no classes."""
+    if isinstance(target, int):
+        return torch.full((len(images), 1), target, device=images.device)
+    if isinstance(target, Tensor) and not target.is_floating_point() and target.dtype != torch.bool:
+        return target.to(images.device).long().reshape(len(images), -1)
+    return None
+
+
+def _gradient_maps(method: Method, capture: LayerCapture, scores: Tensor) -> list[Tensor]:
+    columns = scores.unbind(1) if scores.ndim == 2 else [scores]
+    maps: list[list[Tensor]] = []
+    with torch.autocast(scores.device.type, enabled=False):
+        activations = capture.activations
+        for k, column in enumerate(columns):
+            gradients = capture.gradients(column, retain_graph=k < len(columns) - 1)
+            maps.append([method(a, g) for a, g in zip(activations, gradients, strict=True)])
+    return [torch.stack(list(m), dim=1) if scores.ndim == 2 else m[0] for m in zip(*maps, strict=True)]
+
+
+pass
+
+
 Once = Callable[[Tensor, Target], tuple[list[Tensor], Any]]
-
-
-def layers(model: nn.Module, images: Tensor, *, forward: Forward | None = None) -> list[Layer]:
-    """Lists the layers that can be explained, in the order in which they run, the default one marked.
-
-    Args:
-        model: Any vision model.
-        images: (N, C, H, W) as the model takes them; the first one is used.
-        forward: Callable (model, images) -> output, where ``model(images)`` is not the way.
-
-    Raises:
-        LayerError: No layer has a spatial grid.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(392, 5))
-        >>> layers(net, torch.rand(1, 3, 16, 16))[-1]
-        Layer(name='1', grid=(7, 7), channels=8, default=True)
-    """
-    check_images(images)
-    model = unwrap(model)
-    with Neutral(model):
-        sample = prepare(model, images[:1])
-        found: list[Layer] = run_detached(
-            model, lambda: find_layers(model, sample, forward or call_plainly), change=without_zero_weights
-        )
-        return found
-
-
-def predict(
-    model: nn.Module, images: Tensor, *, batch_size: int | None = None, forward: Forward | None = None
-) -> Tensor:
-    """Returns the model's class scores, (N, C) float32 on the CPU, without a trace in the model.
-
-    The scores of a dense output are averaged over its pixels; a one-logit head has two sides.
-
-    Example:
-        >>> predict(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(2, 1, 2, 2)).shape
-        torch.Size([2, 3])
-    """
-    check_images(images)
-    model = unwrap(model)
-    call = forward or call_plainly
-    parts = []
-    with Neutral(model), torch.no_grad():
-        for batch in torch.split(images, batch_size or len(images)):
-            output = run_detached(model, partial(call, model, prepare(model, batch)))
-            scores = two_sided(class_scores(output)).float()
-            parts.append((scores.flatten(2).mean(2) if scores.ndim > 2 else scores).cpu())
-    return torch.cat(parts)
 
 
 @overload

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from camwatch.cam.degenerate import flaws
-from camwatch.cam.targets import probabilities
+from camwatch.cam.blank_maps import flaws
+from camwatch.cam.methods.fusion import fuse
+from camwatch.cam.model.nested import join_outputs
+from camwatch.cam.model.targets import probabilities
 from camwatch.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,11 +48,11 @@ class Explanation:
         Raises:
             InputError: The maps are of signals or volumes, not of images.
         """
-        from camwatch import imaging
+        from camwatch.pictures import colours
 
         if len(self.size) != 2:
             raise InputError(f"only maps of images can be drawn, these span {len(self.size)} axes; use .maps")
-        return imaging.heatmaps(self.maps, (self.size[0], self.size[1]))
+        return colours.heatmaps(self.maps, (self.size[0], self.size[1]))
 
     def overlays(
         self, images: Tensor | None = None, alpha: float = 0.5, colormap: str = "jet", **true_colours: Any
@@ -66,16 +68,16 @@ class Explanation:
             colormap: Any of matplotlib's.
             **true_colours: ``denormalize=(mean, std)`` and ``rgb=(r, g, b)``; see ``Panel``.
         """
-        from camwatch import imaging
+        from camwatch.pictures import colours
 
-        pictures = imaging.true_colours(self._drawn(images), **true_colours)
+        pictures = colours.true_colours(self._drawn(images), **true_colours)
         heatmaps = self.heatmaps().to(pictures.device)
         heatmaps = heatmaps[:, 0] if heatmaps.ndim == 4 else heatmaps
         flawed = torch.tensor([bool(flaw) for flaw in self._first_flaws()], device=pictures.device)
-        overlays = imaging.overlay(pictures, heatmaps, alpha=alpha, colormap=colormap)
+        overlays = colours.overlay(pictures, heatmaps, alpha=alpha, colormap=colormap)
         rows, columns = (torch.arange(n, device=pictures.device) for n in self.size)
         grey = torch.full((), 128, dtype=torch.uint8, device=pictures.device)
-        hatched = torch.where((rows[:, None] + columns) % 12 < 3, grey, imaging.to_uint8(pictures))
+        hatched = torch.where((rows[:, None] + columns) % 12 < 3, grey, colours.to_uint8(pictures))
         return torch.where(flawed[:, None, None, None], hatched, overlays)
 
     def top(self, k: int = 5) -> tuple[Tensor, Tensor]:
@@ -130,10 +132,10 @@ class Explanation:
         """
         from matplotlib.figure import Figure
 
-        from camwatch import imaging
+        from camwatch.pictures import colours
 
         images = self._drawn(images)
-        pictures = imaging.true_colours(images, **true_colours).permute(0, 2, 3, 1).cpu().numpy()
+        pictures = colours.true_colours(images, **true_colours).permute(0, 2, 3, 1).cpu().numpy()
         overlays = self.overlays(images, alpha, colormap, **true_colours).permute(0, 2, 3, 1).cpu().numpy()
         heatmaps = self.heatmaps().cpu().reshape(len(images), -1, *self.size)[:, 0].numpy()
         flawed = self._first_flaws()
@@ -180,12 +182,7 @@ def concatenate(parts: list[Explanation]) -> Explanation:
     return Explanation(maps, join_outputs([p.output for p in parts]), first.layer, first.method, first.size)
 
 
-def join_outputs(outputs: list[Any]) -> Any:
-    """Joins what the model returned for consecutive batches, tensor by tensor."""
-    from camwatch.cam.structure import replace, tensors
-
-    if isinstance(outputs[0], list) and not any(isinstance(o, Tensor) for o in outputs[0]):
-        return [item for output in outputs for item in output]  # a detector's list of results per image
-    streams = zip(*[list(tensors(output)) for output in outputs], strict=True)
-    joined = iter([torch.cat(list(s)) if s[0].ndim else torch.stack(list(s)).mean() for s in streams])
-    return replace(outputs[0], lambda _: next(joined))
+def fuse_explanations(parts: list[Explanation], how: str) -> Explanation:
+    """Returns one explanation from those of several layers, whose names it carries."""
+    maps = fuse([part.maps for part in parts], how, len(parts[0].size))
+    return replace(parts[0], maps=maps, layer="+".join(part.layer for part in parts))

@@ -8,15 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.capture import LayerCapture
-from camwatch.cam.detach import run_detached
-from camwatch.cam.dispatch import Forward
-from camwatch.cam.engine import LayerName, layers
-from camwatch.cam.layout import Layout
-from camwatch.cam.neutral import Neutral, call_plainly, check_images, prepare
-from camwatch.cam.structure import find_module, unwrap
-from camwatch.cam.taps import substitute
-from camwatch.cam.targets import class_scores
+from camwatch.cam.model.execution import Forward, Neutral, call_plainly, check_images, prepare, run_detached
+from camwatch.cam.model.hooks import LayerCapture, substitute
+from camwatch.cam.model.layers import LayerName, layers
+from camwatch.cam.model.layout import Layout
+from camwatch.cam.model.modules import find_module, unwrap
+from camwatch.cam.model.targets import class_scores
 from camwatch.errors import InputError
 
 STEPS = 200

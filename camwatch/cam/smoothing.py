@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camwatch.cam.targets import Target, settle
+from camwatch.cam.model.targets import Target, settle
 
 # Mirrored or not, and how much brighter: the six copies that pytorch-grad-cam averages over.
 COPIES = [(mirrored, factor) for factor in (1.0, 0.9, 1.1) for mirrored in (False, True)]

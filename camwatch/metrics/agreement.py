@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import InputError
-from camwatch.metrics.cells import NAN, flat, precise
+from camwatch.metrics.preparation import NAN, flat, precise
 
 
 def map_similarity(a: Tensor, b: Tensor) -> Tensor:

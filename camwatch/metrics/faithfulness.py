@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import InputError, unknown
-from camwatch.metrics.cells import defined
-from camwatch.metrics.perturbation import Fill, filled, impute_linearly, places, upsampled
+from camwatch.metrics.imputation import Fill, filled, impute_linearly, places, upsampled
+from camwatch.metrics.preparation import defined
 
 Predict: TypeAlias = Callable[[Tensor], Tensor]
 Mode: TypeAlias = Literal["deletion", "insertion"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camwatch.errors import InputError
-from camwatch.metrics.cells import precise
+from camwatch.metrics.preparation import precise
 
 # Sums are integers in units of 2^-32: so they are the same, to the last bit, in whatever order and on
 # however many processes the images come, and on devices without doubles.

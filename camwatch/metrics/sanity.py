@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.engine import BlankMapWarning, Forward, explain
+from camwatch.cam.blank_maps import BlankMapWarning
+from camwatch.cam.engine import explain
 from camwatch.cam.methods.gradients import Method
-from camwatch.cam.structure import find_module, unwrap
-from camwatch.cam.targets import Target, predicted_classes
+from camwatch.cam.model.execution import Forward
+from camwatch.cam.model.modules import find_module, unwrap
+from camwatch.cam.model.targets import Target, predicted_classes
 from camwatch.errors import InputError
 from camwatch.isolation import isolate_rng
 from camwatch.metrics.agreement import map_rank_similarity

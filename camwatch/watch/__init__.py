@@ -1,1 +1,1 @@
-"""Watching a run: snapshots, pictures, archive and writers."""
+"""Snapshots of a panel, their history, and what is made of them; knows no trainer."""

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import CamwatchWarning, InputError
+from camwatch.files import write_atomically
 from camwatch.records import Alarm, Snapshot
 
 FORMAT = 1
+
+
 T = TypeVar("T")
 
 
@@ -140,27 +143,6 @@ def load_archive(path: str | Path) -> ArchivedRun:
         [snapshot for snapshot, _ in held],
         [alarm for _, alarms in held for alarm in alarms],
     )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that whoever reads it finds the old content or the new, also after a kill or crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the new name itself has to reach the disk, too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _find(path: Path) -> Path:

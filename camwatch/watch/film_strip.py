@@ -1,35 +1,24 @@
-"""The film strip: how each image's map changed over a run, in one picture of bounded size."""
+"""The maps that the film strip shows: a bounded number, however long the run."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camwatch import imaging
-from camwatch.watch.render import GAP, INK, PAPER, WRONG, class_name, draw_regions, paper, resize, titled
+from camwatch.pictures.film_sheet import (
+    CELL,
+    COLUMNS,
+    ROWS,
+    Frame,
+    film_sheet,
+)
 
 if TYPE_CHECKING:
-    from camwatch.regions import Regions
-
-ROWS, COLUMNS, CELL, SMALL = 16, 12, 96, 11
-EDGE, FOOT, HEAD = 2, 13, 30
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """One column: the raw maps (n, h, w) of a snapshot, and which images were answered rightly (n,)."""
-
-    index: int
-    epoch: int
-    global_step: int
-    maps: Tensor
-    correct: Tensor | None = None
+    pass
 
 
 class FilmStrip:
@@ -93,119 +82,3 @@ def shown_columns(count: int) -> list[int]:
     while len(columns := sorted({*range(0, count, step), count - 1})) > COLUMNS:
         step *= 2
     return columns
-
-
-def film_sheet(
-    frames: Sequence[Frame],
-    rgb_images: Tensor,
-    regions: Regions | None = None,
-    labels: Tensor | None = None,
-    class_names: Sequence[str] | None = None,
-    title: str = "film strip",
-    colormap: str = "jet",
-    shared_scale: bool = False,
-) -> Tensor:
-    """Draws one row per image: the image, its overlay at each moment, and the last map minus the first.
-
-    The size of a raw map follows the size of the scores, which a new head changes by itself. So each overlay
-    is scaled by its own maximum, which shows where, and the bar below it shows how much: the map's mass
-    against the largest in its row. The difference is taken between shares of mass (each map divided by its
-    sum), from minus to plus the largest change in its row: red was gained, blue was lost. Where the
-    first map is blank, the first that is not stands in.
-
-    Images answered wrongly at a moment have an orange frame and ✗.
-
-    Args:
-        frames: Of a :class:`FilmStrip`; at least one.
-        rgb_images: (n, 3, H, W) in [0, 1], the shown images; the first 16 are drawn.
-        regions: Of these images; outlined.
-        labels: (n,) int.
-        class_names: One per class.
-        title: Stands above the strip.
-        colormap: The name of any matplotlib colormap.
-        shared_scale: Scale all maps of a row by the largest value in it instead: what fades looks faded.
-
-    Returns:
-        (3, H', W') uint8, cells of 96 px.
-    """
-    rows = len(frames[0].maps)
-    images = rgb_images[:rows]
-    height, width = images.shape[-2:]
-    longest = max(height, width)
-    size = max(32, round(CELL * height / longest)), max(32, round(CELL * width / longest))
-    plain = resize(images, size)
-    zones = None if regions is None else regions[:rows]
-
-    maps = torch.stack([frame.maps for frame in frames])
-    usable = maps.isfinite().all(-1).all(-1)
-    maps = torch.where(usable[..., None, None], maps, 0.0)
-    peak, mass = maps.amax((-2, -1)), maps.sum((-2, -1))
-    peak = peak.amax(0).expand_as(peak) if shared_scale else peak
-    heat = imaging.heatmaps(maps, size, peak)
-
-    overlays = [draw_regions(imaging.overlay(plain, h, colormap=colormap), zones, 1) for h in heat]
-    image = draw_regions(imaging.to_uint8(plain), zones, 1)
-    change = draw_regions(_difference(plain, maps), zones, 1)
-    bars = mass / mass.amax(0).clamp(min=torch.finfo(mass.dtype).tiny)
-
-    moments = zip(frames, overlays, bars, strict=True)
-    strip = [_column(_moment(frame), pictures, bar, frame.correct) for frame, pictures, bar in moments]
-    first, last = _column("image", image), _column("last −\nfirst", change)
-    gap = paper(first.shape[1], GAP)
-    names = _names(rows, size[0], labels, class_names)
-    body = torch.cat([gap, names, first, gap, *strip, gap, last], 2)
-    scale = "the row's largest value" if shared_scale else "its own maximum"
-    lines = [
-        title,
-        f"overlay: scaled by {scale}; bar: mass of the raw map against the row's largest",
-        "last − first: change of the shares of mass, red gained, blue lost; orange frame, ✗: wrong answer",
-    ]
-    return titled(torch.cat([body, paper(GAP, body.shape[2])], 1), lines, narrowest=600)
-
-
-def _difference(plain: Tensor, maps: Tensor) -> Tensor:
-    mass = maps.sum((-2, -1))
-    # A blank map has no shares: the row's first and last one with any mass are compared.
-    first = (mass > 0).int().argmax(0)
-    last = len(maps) - 1 - (mass > 0).int().flip(0).argmax(0)
-    rows = torch.arange(maps.shape[1])
-    shares = (maps / mass[..., None, None]).nan_to_num(0.0)
-    change = shares[last, rows] - shares[first, rows]
-    largest = change.abs().amax((-2, -1))
-    size = (int(plain.shape[-2]), int(plain.shape[-1]))
-    gained, lost = (imaging.heatmaps(sign * change, size, largest) for sign in (1, -1))
-    grey = plain.mean(1, keepdim=True).expand_as(plain)
-    return imaging.overlay(grey, (1 + gained - lost) / 2, alpha=0.75, colormap="RdBu_r")
-
-
-def _moment(frame: Frame) -> str:
-    epoch = "start" if frame.epoch < 0 else f"epoch {frame.epoch}"
-    return f"{epoch}\nstep {frame.global_step}"
-
-
-def _column(head: str, pictures: Tensor, bars: Tensor | None = None, correct: Tensor | None = None) -> Tensor:
-    n, _, height, width = pictures.shape
-    wide = max(width, 64) + 3 * EDGE
-    cells = torch.full((n, 3, height + 2 * EDGE + FOOT, wide), PAPER, dtype=torch.uint8)
-    # Frame and mark stand outside the picture: shortcuts like to sit in corners.
-    for i in [] if correct is None else (~correct).nonzero().flatten().tolist():
-        cells[i, :, : height + 2 * EDGE, : width + 2 * EDGE] = torch.tensor(WRONG, dtype=torch.uint8)[:, None, None]
-        cells[i] = imaging.text(cells[i], ["✗"], (width - 8, height + 2 * EDGE - 1), SMALL, WRONG)
-    cells[..., EDGE : EDGE + height, EDGE : EDGE + width] = pictures
-    for i, bar in enumerate([] if bars is None else bars.tolist()):
-        y, longest = height + 2 * EDGE + 3, width - 12
-        cells[i, :, y : y + 4, EDGE : EDGE + longest] = 215
-        cells[i, :, y : y + 4, EDGE : EDGE + round(bar * longest)] = INK[0]
-    line = imaging.text(paper(HEAD, wide), head.split("\n"), (EDGE, 0), SMALL, INK)
-    return torch.cat([line, cells.movedim(1, 0).flatten(1, 2)], 1)
-
-
-def _names(
-    rows: int, height: int, labels: Tensor | None, class_names: Sequence[str] | None, width: int = 100
-) -> Tensor:
-    cells, below = [paper(HEAD, width)], max(1, height // imaging.line_height(SMALL))
-    for i in range(rows):
-        name = class_name(labels, i, class_names).replace("_", " ")
-        lines = [f"#{i}", *textwrap.wrap(name, 15, max_lines=below, placeholder="…")]
-        cells.append(imaging.text(paper(height + 2 * EDGE + FOOT, width), lines, (0, 0), SMALL, INK))
-    return torch.cat(cells, 1)

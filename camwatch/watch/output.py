@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from camwatch.panel import Panel
+from camwatch.panel.panel import Panel
+from camwatch.pictures.film_sheet import Frame
+from camwatch.probes.cue import Cue
 from camwatch.records import Alarm, Snapshot
 from camwatch.watch.archive import Archive
 from camwatch.watch.background import BackgroundWriter, Notes
-from camwatch.watch.cue import Cue
-from camwatch.watch.film_strip import Frame
 from camwatch.watch.publish import Sheets, publish, publish_cue, publish_panel, publish_scalars, publish_texts
 from camwatch.watch.snapshot import Measured
 
 if TYPE_CHECKING:
-    from camwatch.watch.writers import Writer
+    from camwatch.watch.writers.base import Writer
     from camwatch.watch.writers.tensorboard import PlainTensorBoardWriter
 
 

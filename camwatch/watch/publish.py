@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from camwatch import imaging
-from camwatch.panel import Panel
+from camwatch.panel.panel import Panel
+from camwatch.pictures.colours import to_uint8
+from camwatch.pictures.film_sheet import Frame, film_sheet
+from camwatch.pictures.outlines import outline
+from camwatch.pictures.sheets import overlay_sheet, panel_sheet
+from camwatch.probes.cue import Cue
 from camwatch.records import Alarm
-from camwatch.regions import Regions
-from camwatch.watch.cue import Cue
-from camwatch.watch.film_strip import Frame, film_sheet
-from camwatch.watch.render import overlay_sheet, panel_sheet
-from camwatch.watch.snapshot import Measured, Recipe
+from camwatch.regions.regions import Regions
+from camwatch.run import Recipe
+from camwatch.watch.snapshot import Measured
 
 if TYPE_CHECKING:
-    from camwatch.watch.writers import Writer
+    from camwatch.watch.writers.base import Writer
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ def publish_cue(writers: Sequence[Writer], panel: Panel, cue: Cue, name: str, st
     images, place = panel.rgb_images()[cue.images], torch.zeros(len(cue.images), *panel.size, dtype=torch.bool)
     place[:, y1:y2, x1:x2] = True
     labels = panel.labels[cue.images] if panel.labels is not None else None
-    outlined = imaging.outline(imaging.to_uint8(images), place, color=(255, 0, 0)).float() / 255
+    outlined = outline(to_uint8(images), place, color=(255, 0, 0)).float() / 255
     title = f"the cue: moved between images, this patch goes {cue.rate:.0%} of the way to the other answer"
     whole = panel_sheet(outlined, None, labels, panel.class_names, title=title)
     patch = panel_sheet(images[:, :, y1:y2, x1:x2], None, labels, panel.class_names, title="what lies there")

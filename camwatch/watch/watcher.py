@@ -14,24 +14,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from camwatch import drift
-from camwatch.cam.engine import Forward
 from camwatch.cam.methods.gradients import Method
+from camwatch.cam.model.execution import Forward
+from camwatch.detectors import judging, report
+from camwatch.detectors.judging import Judge, judge_each, make_detectors
 from camwatch.errors import CamwatchWarning, DisplayWarning, InputError
-from camwatch.panel import Panel
+from camwatch.measures import expected
+from camwatch.panel.panel import Panel
+from camwatch.parallel import Share, lacks_memory
+from camwatch.probes.cue import Cue, find_cue
 from camwatch.records import Alarm, Snapshot
+from camwatch.run import PanelTarget, Recipe, shared_predict, write_recipe
 from camwatch.watch.actions import alarm_actions
-from camwatch.watch.cue import Cue, find_cue
 from camwatch.watch.film_strip import FilmStrip
 from camwatch.watch.history import History
-from camwatch.watch.judging import Judge, judge_each, make_detectors
 from camwatch.watch.output import Output
 from camwatch.watch.publish import Sheets
-from camwatch.watch.share import Share, lacks_memory
-from camwatch.watch.snapshot import Measured, PanelTarget, Recipe, expected, measure, shared_predict, write_recipe
+from camwatch.watch.snapshot import Measured, measure
 
 if TYPE_CHECKING:
-    from camwatch.watch.writers import Writer
+    from camwatch.watch.writers.base import Writer
 
 
 class Watcher:
@@ -225,7 +227,7 @@ class Watcher:
             if len(shown):
                 self._film.add(snapshot.epoch, snapshot.global_step, snapshot.maps[self.layers[0]][shown], right)
         # A detector of the user's own may judge otherwise on another process; what follows must not.
-        alarms = self._with_cue(self._share.first(self._judge(drift.advance, snapshot)))
+        alarms = self._with_cue(self._share.first(self._judge(judging.advance, snapshot)))
         self._alarms, self._alarms_at_end = [*self._alarms, *alarms], []
         scalars = {key: value for key, value in snapshot.scalars.items() if math.isfinite(value)}
         scalars["alarm"] = float(bool(self.alarms))
@@ -270,7 +272,7 @@ class Watcher:
             return
         snapshot = self._last.snapshot
         # Kept apart: of a run that is continued after all they are no part.
-        alarms = self._alarms_at_end = self._share.first(self._judge(drift.finish, snapshot))
+        alarms = self._alarms_at_end = self._share.first(self._judge(judging.finish, snapshot))
         self.published["alarm"] = float(bool(self.alarms))
         moment = (snapshot.epoch, snapshot.global_step)
         if alarms:
@@ -326,7 +328,7 @@ class Watcher:
 
     def summary(self) -> str:
         """Returns what was measured over the run, and what cannot be concluded from it."""
-        return drift.summary(self.history, self.alarms, self.detectors)
+        return report.summary(self.history, self.alarms, self.detectors)
 
     # State: plain types and tensors, enough to go on without the archive.
 

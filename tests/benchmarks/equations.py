@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from camwatch.cam import LayerCapture
 from camwatch.cam.methods.fullgrad import added_bias
-from camwatch.cam.methods.perturbation import IS_STEPS, SS_DRAWS, mask_noise
-from camwatch.cam.methods.pixels import noisy_copies
-from camwatch.cam.methods.rescored import NOISY_COPIES
+from camwatch.cam.methods.further_gradients import NOISY_COPIES
+from camwatch.cam.methods.input_gradients import noisy_copies
+from camwatch.cam.methods.masking import IS_STEPS, SS_DRAWS, mask_noise
 
 
 def capture(model: nn.Module, layer: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

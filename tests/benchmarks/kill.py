@@ -50,11 +50,11 @@ def train(folder: Path, checkpoint: str | None, told: Connection) -> None:
     """A run without an end, in a process of its own; tells of every snapshot that it has taken."""
     import pytorch_lightning as pl
     import torch
-    from nets import SmallNet, data, loader, trainer
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import CSVLogger
 
     from camwatch import CAMMonitor
+    from tests.support.nets import SmallNet, data, loader, trainer
 
     class Report(pl.Callback):
         def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -78,7 +78,7 @@ def train(folder: Path, checkpoint: str | None, told: Connection) -> None:
 def kill_once(folder: Path, after: float) -> Outcome:
     """Trains in a process, from the folder's checkpoint where there is one, kills it, and reads the archive."""
     context = multiprocessing.get_context("forkserver")  # which has imported what takes long
-    context.set_forkserver_preload(["nets", "camwatch.adapters.lightning", "matplotlib", "torchvision"])
+    context.set_forkserver_preload(["nets", "camwatch.adapters.lightning.callback", "matplotlib", "torchvision"])
     last = folder / "checkpoints" / "last.ckpt"
     here, there = context.Pipe(duplex=False)
     resumed = last.exists()

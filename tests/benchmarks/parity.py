@@ -39,10 +39,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camwatch import explain, layers
-from camwatch.cam.methods.perturbation import IS_STEPS, SS_DRAWS, mask_noise
-from camwatch.cam.methods.pixels import noisy_copies
+from camwatch.cam.methods.further_gradients import NOISY_COPIES
+from camwatch.cam.methods.input_gradients import noisy_copies
+from camwatch.cam.methods.masking import IS_STEPS, SS_DRAWS, mask_noise
 from camwatch.cam.methods.registry import needs_layer
-from camwatch.cam.methods.rescored import NOISY_COPIES
 from camwatch.errors import UnsupportedError
 
 LAYERS = {"mobilenet_v3_small": "features.12", "resnet18": "layer4", "vgg16_bn": "features.42"}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camwatch import explain, methods
-from camwatch.cam.dispatch import needs_layer
+from camwatch.cam.methods.registry import needs_layer
 
 GRID = (16, 16)
 

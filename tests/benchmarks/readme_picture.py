@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from camwatch import Panel, load_archive
-from camwatch.imaging import to_png
+from camwatch.pictures.encoding import to_png
 from camwatch.watch.film_strip import FilmStrip
 
 ROWS = 3

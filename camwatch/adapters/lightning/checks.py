@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from camwatch.errors import CamwatchWarning, InputError, UnsupportedError, unknown
-from camwatch.watch.share import Share
+from camwatch.parallel import Share
 
 
 def check_strategy(trainer: Any) -> None:

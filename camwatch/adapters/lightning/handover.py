@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from camwatch.watch.archive import write_atomically
+from camwatch.files import write_atomically
 
 
 class Handover:

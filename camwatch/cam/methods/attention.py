@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.capture import UnreachedError
-from camwatch.cam.detach import without_recomputation
-from camwatch.cam.methods.access import Access
 from camwatch.cam.methods.attention_blocks import SeeAttention, chosen_tokens, find_blocks, per_head
-from camwatch.cam.structure import replace
-from camwatch.cam.taps import around
+from camwatch.cam.methods.runner import Access
+from camwatch.cam.model.execution import without_recomputation
+from camwatch.cam.model.hooks import UnreachedError, around
+from camwatch.cam.model.nested import replace_tensors
 from camwatch.errors import UnsupportedError
 
 
@@ -88,10 +87,10 @@ def legrad(access: Access) -> Tensor:
         found = chosen_tokens(output, attentions[-1].shape[-1])
         tokens.append(found)
         if module is not blocks[-1]:
-            return replace(output, lambda t: t.detach() if t is found else t)
+            return replace_tensors(output, lambda t: t.detach() if t is found else t)
         # Every token is the mean, so that the head reads it wherever it reads.
         means = torch.cat([t.mean(1, keepdim=True).expand_as(t) for t in tokens])
-        return replace(output, lambda t: means if t is found else t)
+        return replace_tensors(output, lambda t: means if t is found else t)
 
     with without_recomputation(), around(blocks, leave), SeeAttention(note):
         output = access.forward(access.images)

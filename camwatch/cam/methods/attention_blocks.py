@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from camwatch.cam.capture import choose
-from camwatch.cam.layout import Grid, token_grid
-from camwatch.cam.methods.access import Access
-from camwatch.cam.structure import named_modules, tensors
-from camwatch.cam.taps import around
+from camwatch.cam.methods.runner import Access
+from camwatch.cam.model.hooks import around, choose
+from camwatch.cam.model.layout import Grid, token_grid
+from camwatch.cam.model.modules import named_modules
+from camwatch.cam.model.nested import tensors
 from camwatch.errors import UnsupportedError
 
 SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)

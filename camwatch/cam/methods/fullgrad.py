@@ -8,12 +8,11 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from camwatch.cam.capture import UnreachedError
-from camwatch.cam.layout import lay_out
-from camwatch.cam.methods.access import Access
-from camwatch.cam.methods.perturbation import INTERPOLATION, unit
-from camwatch.cam.structure import named_modules
-from camwatch.cam.taps import record_calls
+from camwatch.cam.methods.fusion import INTERPOLATION, unit
+from camwatch.cam.methods.runner import Access
+from camwatch.cam.model.hooks import UnreachedError, record_calls
+from camwatch.cam.model.layout import lay_out
+from camwatch.cam.model.modules import named_modules
 from camwatch.errors import UnsupportedError
 
 

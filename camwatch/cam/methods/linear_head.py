@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from camwatch.cam.methods.access import Access, Site
 from camwatch.cam.methods.gradients import weighted_sum
-from camwatch.cam.structure import named_modules, replace
-from camwatch.cam.taps import around
-from camwatch.cam.targets import class_scores
+from camwatch.cam.methods.runner import Access, Site
+from camwatch.cam.model.hooks import around
+from camwatch.cam.model.modules import named_modules
+from camwatch.cam.model.nested import replace_tensors
+from camwatch.cam.model.targets import class_scores
 from camwatch.errors import UnsupportedError
 
 
@@ -31,7 +32,9 @@ def cam(access: Access, site: Site) -> Tensor:
     weight, output = _linear_head(access, site)
     logits = class_scores(output)
     scores = logits.float().clone().requires_grad_()
-    rated = access.rate(replace(output, lambda t: scores.view_as(t) if t.data_ptr() == logits.data_ptr() else t))
+    rated = access.rate(
+        replace_tensors(output, lambda t: scores.view_as(t) if t.data_ptr() == logits.data_ptr() else t)
+    )
     maps = []
     for column in rated.unbind(1):
         [shares] = torch.autograd.grad(column.sum(), scores, retain_graph=True)
@@ -53,7 +56,7 @@ def _linear_head(access: Access, site: Site) -> tuple[Tensor, Any]:
 
     heads = [module for _, module in named_modules(access.model) if isinstance(module, (nn.Linear, _ConvNd))]
     with torch.no_grad(), around(heads, leave):
-        output = replace(access.forward(access.images), Tensor.detach)
+        output = replace_tensors(access.forward(access.images), Tensor.detach)
     classes = class_scores(output).shape[1]
     if not found or class_scores(output).ndim != 2 or len(found[-1]) != classes:
         raise UnsupportedError(

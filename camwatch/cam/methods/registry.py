@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from camwatch.cam.fusion import refine_cam
-from camwatch.cam.methods.access import Access, Site
 from camwatch.cam.methods.attention import legrad, rollout
 from camwatch.cam.methods.fullgrad import fullgrad
+from camwatch.cam.methods.further_gradients import finer_cam, random_map, shapley_cam, smooth_grad_cam_plus_plus
 from camwatch.cam.methods.gradients import GRADIENT_METHODS, Method
+from camwatch.cam.methods.input_gradients import guided_backprop, guided_grad_cam, saliency, smooth_grad
 from camwatch.cam.methods.linear_head import cam
-from camwatch.cam.methods.perturbation import ablation_cam, is_cam, occlusion, score_cam, ss_cam
-from camwatch.cam.methods.pixels import guided_backprop, guided_grad_cam, saliency, smooth_grad
-from camwatch.cam.methods.rescored import finer_cam, random_map, shapley_cam, smooth_grad_cam_plus_plus
+from camwatch.cam.methods.masking import ablation_cam, is_cam, occlusion, score_cam, ss_cam
+from camwatch.cam.methods.refinecam import refine_cam
+from camwatch.cam.methods.runner import Access, Site
 from camwatch.errors import InputError, unknown
 
 # One layer: maps (N, K, *grid).

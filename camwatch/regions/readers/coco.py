@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import RegionError, UnsupportedError
-from camwatch.regions.readers import Class, FileRegions, Shape, load_json
+from camwatch.regions.readers.base import Class, FileRegions, Shape, load_json
 from camwatch.regions.shapes import box_mask
 
 

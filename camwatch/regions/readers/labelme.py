@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import CamwatchWarning, RegionError
-from camwatch.regions.readers import Class, FileRegions, Shape, load_json
+from camwatch.regions.readers.base import Class, FileRegions, Shape, load_json
 from camwatch.regions.shapes import box_mask, polygon_mask
 
 POLYGONS = ("oriented_rectangle", "polygon", "rotation")

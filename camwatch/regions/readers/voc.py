@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import torch
 
 from camwatch.errors import RegionError
-from camwatch.regions.readers import Class, FileRegions, Shape
+from camwatch.regions.readers.base import Class, FileRegions, Shape
 
 
 def read(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from camwatch.errors import RegionError
-from camwatch.regions.readers import Class, FileRegions, Shape
+from camwatch.regions.readers.base import Class, FileRegions, Shape
 from camwatch.regions.shapes import box_mask, polygon_mask
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from torch import Tensor
 
-from camwatch.imaging import to_png
-from camwatch.watch.archive import write_atomically
+from camwatch.files import file_name, write_atomically
+from camwatch.pictures.encoding import to_png
 
 
 class CSVWriter:
@@ -34,15 +32,3 @@ class CSVWriter:
 
     def _folder(self, name: str) -> Path:
         return Path(self.logger.log_dir) / name
-
-
-def file_name(tag: str, step: int, content: str = "") -> str:
-    """Returns where a tag's file of a step lies; texts of one step are told apart by their content.
-
-    Example:
-        >>> file_name("camwatch/layer 4/../overlays", 12)
-        'camwatch/layer_4/overlays/step_00000012'
-    """
-    parts = [re.sub(r"[^\w.\-]+", "_", part) for part in tag.split("/")]
-    folder = "/".join(part for part in parts if part.strip("."))
-    return f"{folder}/step_{step:08d}" + (f"_{crc32(content.encode()):08x}" if content else "")

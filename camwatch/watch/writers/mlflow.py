@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camwatch.watch.writers.csv import file_name
+from camwatch.files import file_name
 
 
 class MLFlowWriter:

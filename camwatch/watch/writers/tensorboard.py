@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camwatch.imaging import to_jpeg
+from camwatch.pictures.encoding import to_jpeg
 
 
 class PlainTensorBoardWriter:

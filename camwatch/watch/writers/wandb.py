@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camwatch.imaging import to_png
+from camwatch.pictures.encoding import to_png
 
 
 class WandbWriter:

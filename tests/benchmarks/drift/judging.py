@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from training import Run
 
-from camwatch.drift import Reliance, coerce, reliance, replay
+from camwatch.detectors.behaviour import Reliance, reliance
+from camwatch.detectors.coercion import coerce
 from camwatch.records import Snapshot
+from camwatch.watch.replay import replay
 
 CLEAN, RELIANT = 0.05, 0.20
 DETECTORS = ("drop", "level", "probe", "dead_maps")

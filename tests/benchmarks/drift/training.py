@@ -15,10 +15,12 @@ import worlds
 from torch import Tensor, nn
 from torch.nn import functional
 
-from camwatch import Panel, probe
+from camwatch import Panel
 from camwatch.metrics import relevance_mass_accuracy
+from camwatch.probes.transplanting import transplant
 from camwatch.records import Snapshot
-from camwatch.watch.snapshot import Recipe, measure, write_recipe
+from camwatch.run import Recipe, write_recipe
+from camwatch.watch.snapshot import measure
 
 ARMS: dict[str, float | None] = {"chance": 1 / worlds.CLASSES, "none": None, "0.8": 0.8, "0.95": 0.95, "1": 1.0}
 CONTROLS = ("rate x3", "augmentation", "label noise")
@@ -340,7 +342,7 @@ def name_cue(run: Run, folder: Path) -> None:
     model.load_state_dict(torch.load(folder / f"{run.key}.pt", weights_only=True)["model"])
     images, watched = panel_images(run)
     boxes = Panel(images, watched.labels, watched.masks).regions.boxes()
-    found = probe.transplant(lambda x: logits(model, x), images, watched.labels, boxes=boxes)
+    found = transplant(lambda x: logits(model, x), images, watched.labels, boxes=boxes)
     place = worlds.place_of(run.cue, images.shape[-1])
     x1, y1, x2, y2 = found.box or (0, 0, 0, 0)
     hits = None if place is None else bool(place[y1:y2, x1:x2].any())

@@ -1,0 +1,69 @@
+"""A run's detectors, and what they say about its snapshots."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from camwatch.detectors.coercion import coerce
+from camwatch.detectors.detector import Custom, Detector
+from camwatch.errors import CamwatchWarning
+from camwatch.records import Alarm, Snapshot
+
+
+def advance(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Alarm]:
+    """Hands a snapshot to every detector and returns their alarms; a failed snapshot is judged by none."""
+    if snapshot.error is not None:
+        return []
+    return [alarm for detector in detectors if (alarm := detector.update(snapshot)) is not None]
+
+
+def finish(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Alarm]:
+    """Hands the last snapshot of a training that has ended to the detectors that judge the end."""
+    enders = [detector for detector in detectors if hasattr(detector, "finish")]
+    if snapshot.error is not None:
+        return []
+    return [alarm for ender in enders if (alarm := ender.finish(snapshot)) is not None]
+
+
+Judge = Callable[[list[Any], Snapshot], list[Alarm]]
+
+
+def make_detectors(given: Any, states: Mapping[str, Any] | None = None) -> list[Any]:
+    """Makes the detectors of a run: copies, which carry nothing over from another run of the same objects.
+
+    Args:
+        given: As ``coerce`` takes them. A function, or another callable of the user's own, is not copied.
+        states: Name -> state that a detector goes on from, where there is one.
+
+    Example:
+        >>> from camwatch.detectors.level import Level
+        >>> given = Level(floor=0.4)
+        >>> [made] = make_detectors([given])
+        >>> made is given, made.floor
+        (False, 0.4)
+    """
+    made = [one if isinstance(one, Custom) else copy.deepcopy(one) for one in coerce(given)]
+    for detector in made:
+        if states and detector.name in states:
+            detector.load_state_dict(states[detector.name])
+    return made
+
+
+def judge_each(
+    detectors: list[Any], judge: Judge, snapshot: Snapshot, warn_once: Callable[[str, str], None]
+) -> list[Alarm]:
+    """Lets every detector judge; one that fails keeps none of the others from it."""
+    alarms: list[Alarm] = []
+    for detector in detectors:
+        try:
+            alarms += judge([detector], snapshot)
+        except CamwatchWarning:  # a warning turned into an error by the user's filter
+            raise
+        except Exception as error:
+            warn_once(
+                f"detector {detector.name}",
+                f"the detector {detector.name!r} failed and was passed over: {type(error).__name__}: {error}",
+            )
+    return alarms

@@ -1,0 +1,248 @@
+"""The panel: the fixed images that are watched, with labels, regions and what is needed to show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camwatch.errors import InputError, PanelError
+from camwatch.regions.regions import Regions
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Panel:
+    """The fixed images that are watched.
+
+    Attributes:
+        images: (N, C, H, W) floating point, on the CPU, exactly as the model takes them.
+        labels: (N,) int64, or None: then only the predicted class can be explained.
+        regions: ``Regions`` of the images, or None. Given as anything that ``Regions.coerce`` takes.
+        class_names: One name per class, or None.
+        ids: One string per image; by default its position.
+        denormalize: (mean, std), each one number per band, by which the images were normalized; for the eye
+            only. None: images in [0, 1] are shown as they are, others stretched, each to its own range.
+        rgb: Which three bands are shown as red, green and blue. Of a single band all three are shown as one.
+
+    Raises:
+        PanelError: An argument does not fit the images; the message says what arrived and what is valid.
+        RegionError: A region does not fit its image.
+
+    Example:
+        >>> panel = Panel(torch.rand(2, 3, 8, 8), [0, 1], regions=[[(0, 0, 4, 4)], None])
+        >>> panel
+        Panel(2 images of 3 x 8 x 8, 1 with a region, 2 classes)
+        >>> panel.regions.area()
+        tensor([0.2500,    nan])
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    regions: Regions | None
+    class_names: tuple[str, ...] | None
+    ids: tuple[str, ...]
+    denormalize: Statistics | None
+    rgb: tuple[int, int, int]
+
+    def __init__(
+        self,
+        images: Any,
+        labels: Any = None,
+        regions: Any = None,
+        class_names: Sequence[str] | None = None,
+        ids: Sequence[Any] | None = None,
+        denormalize: tuple[Any, Any] | None = None,
+        rgb: Sequence[int] = (0, 1, 2),
+    ) -> None:
+        images = _images(images)
+        n, bands, size = len(images), int(images.shape[1]), (int(images.shape[2]), int(images.shape[3]))
+        names = None if class_names is None else tuple(str(name) for name in class_names)
+        if ids is not None and len(ids) != n:
+            raise PanelError(f"expected one id per image, {n} in all, got {len(ids)}")
+        fields = {
+            "images": images,
+            "labels": None if labels is None else _labels(labels, n, names),
+            "regions": None if regions is None else Regions.coerce(regions, n, size),
+            "class_names": names,
+            "ids": tuple(str(i) for i in (range(n) if ids is None else ids)),
+            "denormalize": None if denormalize is None else _statistics(denormalize, bands),
+            "rgb": _bands(rgb, bands),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def coerce(cls, given: Any) -> Panel:
+        """Makes a panel of a ``Panel`` or of (images, labels[, regions]).
+
+        Raises:
+            PanelError: Something else was given.
+        """
+        if isinstance(given, Panel):
+            return given
+        if isinstance(given, (tuple, list)) and len(given) in (2, 3):
+            return cls(*given)
+        what = f"{type(given).__name__} of length {len(given)}" if hasattr(given, "__len__") else repr(given)
+        raise PanelError(f"expected a Panel or (images, labels[, regions]), got {what}")
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: Sequence[Any],
+        labels: Any = None,
+        transform: Callable[..., Any] | None = None,
+        regions: Mapping[str, Any] | Callable[[Any], Any] | Sequence[Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        denormalize: tuple[Any, Any] | None = None,
+        rgb: Sequence[int] = (0, 1, 2),
+    ) -> Panel:
+        """Reads images from files and takes their regions through the same geometry.
+
+        Args:
+            paths: Image files, read by Pillow as RGB; an orientation stored in EXIF is not applied, as in
+                torchvision's ``ImageFolder``.
+            labels: One label per path.
+            transform: What the model's images go through. With regions it has to be of
+                ``torchvision.transforms.v2``, which moves masks as it moves images, or a preset as
+                ``weights.transforms()`` returns it. None: scaled to [0, 1], nothing else.
+            regions: On the pixels of the files: one entry per path as in ``Regions.coerce``, a callable from
+                path to entry, or a mapping from file name to entry as the readers in
+                ``camwatch.regions.readers`` return it; a name that is missing there is an image without
+                annotation. A region that a crop removed is none either, with a warning.
+            class_names: One name per class.
+            denormalize: By default found in ``transform``.
+            rgb: Which three bands are shown.
+
+        Raises:
+            PanelError: The images differ in size, no file name is found in ``regions``, or the transform
+                cannot move regions.
+            RegionError: A region does not fit its file.
+        """
+        from camwatch.panel.files import read_aligned
+        from camwatch.panel.normalization import find_normalization
+
+        images, aligned = read_aligned(paths, transform, regions, labels)
+        return cls(
+            images,
+            labels,
+            aligned,
+            class_names=class_names,
+            ids=[str(path) for path in paths],
+            denormalize=find_normalization(transform) if denormalize is None else denormalize,
+            rgb=rgb,
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(str(v) for v in self.images.shape[1:])
+        parts = [f"{len(self)} images of {shape}"]
+        if self.regions is not None:
+            parts.append(f"{int(self.regions.annotated.sum())} with a region")
+        if self.labels is not None:
+            parts.append(f"{len(set(self.labels.tolist()))} classes")
+        return f"Panel({', '.join(parts)})"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        return int(self.images.shape[2]), int(self.images.shape[3])
+
+    def rgb_images(self) -> Tensor:
+        """Returns (N, 3, H, W) in [0, 1], for the eye."""
+        from camwatch.pictures.colours import true_colours
+
+        known = self.denormalize
+        if known is None and not self.stretched:
+            known = ((0.0,), (1.0,))
+        return true_colours(self.images, denormalize=known, rgb=self.rgb)
+
+    @property
+    def stretched(self) -> bool:
+        """Whether each image is shown stretched to its own range: no normalization is known, and none was skipped."""
+        return self.denormalize is None and not (float(self.images.min()) >= 0 and float(self.images.max()) <= 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns plain types and tensors, from which ``from_state`` makes the same panel."""
+        return {
+            "images": self.images,
+            "labels": self.labels,
+            "regions": None if self.regions is None else self.regions.state_dict(),
+            "class_names": self.class_names,
+            "ids": self.ids,
+            "denormalize": self.denormalize,
+            "rgb": self.rgb,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Panel:
+        """Makes the panel that ``state_dict`` described."""
+        regions = state["regions"]
+        return cls(**{**state, "regions": None if regions is None else Regions.from_state(regions)})
+
+
+def _tensor(given: Any, what: str) -> Tensor:
+    if isinstance(given, Tensor):
+        return given.detach().as_subclass(Tensor).cpu()
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{type(given).__name__}: {error}"
+        raise PanelError(f"expected {what} as a tensor or array, got {got}") from None
+
+
+def _images(given: Any) -> Tensor:
+    images = _tensor(given, "images")
+    if images.ndim != 4 or 0 in images.shape:
+        raise PanelError(
+            f"expected images (N, C, H, W) as the model takes them, at least one, got {tuple(images.shape)}"
+        )
+    if not images.is_floating_point():
+        raise PanelError(
+            f"expected floating point images as the model takes them, got {images.dtype}; "
+            "scale and normalize them as for training"
+        )
+    broken = (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise PanelError(f"images hold NaN or infinite values, the first is image {broken[0]}")
+    return images
+
+
+def _labels(given: Any, n: int, names: tuple[str, ...] | None) -> Tensor:
+    labels = _tensor(given, "labels")
+    if tuple(labels.shape) != (n,):
+        raise PanelError(f"expected one label per image, {n} in all, got shape {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise PanelError(f"expected labels that are integers, the classes' indices, got {labels.dtype}")
+    valid = "0 and above" if names is None else f"0 to {len(names) - 1}, one for each of the class names"
+    wrong = (labels < 0) if names is None else (labels < 0) | (labels >= len(names))
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        raise PanelError(f"image {i} has the label {int(labels[i])}; valid is {valid}")
+    return labels.long()
+
+
+def _statistics(given: Any, bands: int) -> Statistics:
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise PanelError(f"expected denormalize=(mean, std), got {given!r}")
+    mean, std = (tuple(float(v) for v in torch.as_tensor(part, dtype=torch.float64).flatten()) for part in given)
+    if {len(mean), len(std)} - {1, bands}:
+        raise PanelError(
+            f"expected denormalize=(mean, std) with one number for each of {bands} bands, "
+            f"got {len(mean)} and {len(std)}"
+        )
+    if any(v == 0 for v in std):
+        raise PanelError(f"a standard deviation of 0 cannot have been divided by, got std={std}")
+    return mean * (bands // len(mean)), std * (bands // len(std))
+
+
+def _bands(given: Sequence[int], bands: int) -> tuple[int, int, int]:
+    if len(given) != 3 or (bands > 1 and not all(0 <= band < bands for band in given)):
+        raise InputError(f"expected rgb to be three band indices from 0 to {bands - 1}, got {tuple(given)}")
+    return int(given[0]), int(given[1]), int(given[2])

@@ -1,0 +1,1 @@
+"""All that draws pixels: colours, text, outlines, sheets, the film strip, and their coding."""
