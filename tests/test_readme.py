@@ -24,6 +24,7 @@ from tests.support.nets import data, loader
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
 SHELL = [
     line.strip()
@@ -118,6 +119,69 @@ def test_readme_python_runs_from_top_to_bottom(
             pytest.fail(f"{type(error).__name__}: {error}, in the README's\n\n{block}")
     assert (tmp_path / "audit.csv").exists() and "audit of 16 images" in capsys.readouterr().out
     assert names["monitor"].history and names["run"].snapshots
+
+
+def test_readme_is_a_front_door() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 10_240
+    assert "![" in README[:1500], "a picture in the first screen"
+
+
+# What the README promises, by the bold beginning of the sentence, and the tests that would fail if it were not so.
+CONTRACT = {
+    "Training is unchanged.": {"test_run_with_monitor_is_bit_for_bit_the_run_without"},
+    "It never ends your run.": {
+        "test_failing_snapshots_are_recorded_warned_of_once_and_tried_again",
+        "test_a_logger_that_raises_keeps_nothing_from_the_others",
+        "test_a_full_disk_is_warned_of_once_and_later_snapshots_are_written",
+    },
+    "It can be resumed.": {
+        "test_six_epochs_are_three_a_resume_and_three",
+        "test_archive_survives_kills_with_at_most_the_last_snapshot_missing",
+    },
+    "Its values can be monitored": {
+        "test_every_published_key_can_be_monitored_from_the_first_step",
+        "test_key_survives_failed_snapshots_and_is_never_nan",
+    },
+    "Several processes": {
+        "test_two_processes_have_the_history_of_one",
+        "test_strategies_that_hide_parameters_are_refused",
+    },
+}
+
+
+def test_every_sentence_of_the_contract_names_tests_that_exist() -> None:
+    [contract] = re.findall(r"^## The contract\n(.*?)^## ", README, re.M | re.S)
+    assert re.findall(r"^- \*\*(.+?)\*\*", contract, re.M) == list(CONTRACT)
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert set().union(*CONTRACT.values()) <= defined
+
+
+def test_architecture_names_every_room_and_no_other() -> None:
+    [tree] = re.findall(r"^camwatch/\n(.*?)^```", README, re.M | re.S)
+    named = re.findall(r"^  (\S+)  ", tree, re.M)
+    package = ROOT / "camwatch"
+    rooms = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").is_file()}
+    rooms |= {path.stem for path in package.glob("*.py") if not path.name.startswith("_")}
+    assert len(named) == len(set(named)) and set(named) == rooms
+
+
+def test_results_name_scripts_and_options_that_exist() -> None:
+    text = RESULTS.read_text(encoding="utf-8")
+    commands = re.findall(r"^    python (tests/benchmarks/\S+)([^#\n]*)", text, re.M)
+    assert len(commands) >= 10
+    for script, options_typed in commands:
+        path = ROOT / script
+        source = (path / "__main__.py" if path.is_dir() else path).read_text(encoding="utf-8")
+        for option in re.findall(r"--[\w-]+", options_typed):
+            assert f'"{option}"' in source, (script, option)
+    measured = {path.name for path in RESULTS.parent.glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)", text)) <= measured
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (RESULTS.parent / target).exists(), target
 
 
 def test_readme_names_files_and_extras_that_exist() -> None:

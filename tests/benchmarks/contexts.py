@@ -1,4 +1,4 @@
-"""Which method in which context: the README's table. A cell that was not run is printed as unsupported.
+"""Which method in which context: the table in RESULTS.md. A cell that was not run is printed as unsupported.
 
 Every cell compares the maps with those of the same network called plainly, in float32: equal to 1e-3 of the
 maximum, or, in lower precision, correlated by .9 and more. The random baseline, which draws anew, is left out.
