@@ -34,7 +34,8 @@ class Custom:
         >>> import torch
         >>> def sees_blue(snapshot):
         ...     return Alarm("sees_blue", snapshot.epoch, snapshot.global_step, "It is blue.")
-        >>> [detector] = coerce([sees_blue])
+        >>> detector = Custom(sees_blue, "sees_blue")
+        >>> from camwatch.records import Alarm, Snapshot
         >>> label = torch.zeros(1, dtype=torch.int64)
         >>> detector.name, detector.update(Snapshot(3, 30, 3, None, label, label, torch.ones(1))).message
         ('sees_blue', 'It is blue.')

@@ -12,6 +12,7 @@ def to_png(image: Tensor) -> bytes:
     """Encodes a (3, H, W) uint8 image as PNG, fast rather than small.
 
     Example:
+        >>> import torch
         >>> to_png(torch.zeros(3, 2, 2, dtype=torch.uint8))[:4]
         b'\\x89PNG'
     """
@@ -25,6 +26,7 @@ def to_jpeg(image: Tensor, quality: int = 90) -> bytes:
     """Encodes a (3, H, W) uint8 image as JPEG with full colour resolution: thin coloured lines stay sharp.
 
     Example:
+        >>> import torch
         >>> to_jpeg(torch.zeros(3, 2, 2, dtype=torch.uint8))[:2]
         b'\\xff\\xd8'
     """

@@ -73,7 +73,7 @@ def test_drop_equals_its_formula_computed_by_hand_and_scipy():
 
 
 def test_drop_without_jitter_and_margin_is_scipys_t_test():
-    found = statistics.statistics.mean_test(torch.tensor([0.3, 0.1, 0.25, math.nan, 0.05]), margin=0.02)
+    found = statistics.mean_test(torch.tensor([0.3, 0.1, 0.25, math.nan, 0.05]), margin=0.02)
     oracle = scipy.stats.ttest_1samp([0.3, 0.1, 0.25, 0.05], 0.02, alternative="greater")
     assert found.p == pytest.approx(oracle.pvalue, rel=1e-5)
     assert found.interval() == pytest.approx(
@@ -199,13 +199,13 @@ def test_alarms_about_maps_say_whether_behaviour_agrees(probes, label, said):
 
 
 def test_level_of_a_look_is_shared_over_planned_looks_and_spent_where_the_plan_changes():
-    looks = state.state.Looks()
+    looks = state.Looks()
     assert [looks.level(look(k), 0.05) for k in range(3)] == [0.05 / 20] * 3
     assert looks.level(look(3, planned=40), 0.05) == pytest.approx(6 * 0.05 / (math.pi**2 * 16))
     assert looks.level(look(4, planned=40), 0.05) == pytest.approx(6 * 0.05 / (math.pi**2 * 25))
-    unknown = state.state.Looks()
+    unknown = state.Looks()
     assert unknown.level(look(0, planned=None), 0.05) == pytest.approx(6 * 0.05 / math.pi**2)
-    beyond = state.state.Looks()
+    beyond = state.Looks()
     assert beyond.level(look(20, planned=20), 0.05) == pytest.approx(6 * 0.05 / math.pi**2)
 
 

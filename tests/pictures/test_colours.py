@@ -195,6 +195,6 @@ def test_import_loads_neither_matplotlib_nor_pillow_nor_torchvision():
     code = "import sys, {}; print([m for m in ('matplotlib', 'PIL', 'torchvision') if m in sys.modules])"
     loaded = [
         subprocess.run([sys.executable, "-c", code.format(m)], capture_output=True, text=True, check=True).stdout
-        for m in ("torch", "camwatch.imaging")
+        for m in ("torch", "camwatch.pictures.colours")
     ]
     assert loaded[0] == loaded[1]
