@@ -94,7 +94,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "last.ckpt"
 
 
-AUDIT = "audit last.ckpt --module test_cli.Net --data DATA --size 32 --accelerator cpu --quiet"
+AUDIT = "audit last.ckpt --module tests.cli.test_cli.Net --data DATA --size 32 --accelerator cpu --quiet"
 
 
 def rows_of(path: str | Path) -> list[dict[str, str]]:
@@ -147,7 +147,7 @@ def test_audit_takes_boxes_masks_and_coco(run: Run, photos: Path, checkpoint: Pa
 
 def test_audit_of_a_data_module(run: Run, checkpoint: Path) -> None:
     code, out, _ = run(
-        "audit last.ckpt --module test_cli:Net --datamodule test_cli.Noise --data-args '{\"n\": 11}' "
+        "audit last.ckpt --module tests.cli.test_cli:Net --datamodule tests.cli.test_cli.Noise --data-args '{\"n\": 11}' "
         "--accelerator cpu --quiet --output audit.parquet --layer features.2 --method hirescam --target predicted"
     )
     assert code == 0 and "audit of 11 images, hirescam at features.2" in out
@@ -155,13 +155,13 @@ def test_audit_of_a_data_module(run: Run, checkpoint: Path) -> None:
 
 
 def test_audit_of_a_state_dict(run: Run, photos: Path) -> None:
-    line = "audit net.pth --model test_cli.Net --data DATA --size 32 --accelerator cpu --quiet"
+    line = "audit net.pth --model tests.cli.test_cli.Net --data DATA --size 32 --accelerator cpu --quiet"
     torch.manual_seed(0)
     state = Net().state_dict()
     torch.save(state, "net.pth")
     assert "is missing: a LightningModule takes a checkpoint of Lightning" in run(line)[2]
     torch.save({"state_dict": {f"net.{key}": value for key, value in state.items()}}, "net.pth")
-    code, _, err = run(f"{line.replace('test_cli.Net', 'test_cli.plain')}")
+    code, _, err = run(f"{line.replace('tests.cli.test_cli.Net', 'tests.cli.test_cli.plain')}")
     assert (code, err) == (0, "")
 
 
@@ -196,11 +196,11 @@ def test_audit_of_unreadable_photos_fails(run: Run, photos: Path, checkpoint: Pa
     ("line", "said"),
     [
         (AUDIT.replace("last.ckpt", "lost.ckpt"), "checkpoint 'lost.ckpt': there is no such file"),
-        (AUDIT.replace("test_cli.Net", "test_cli.Nett"), "did you mean 'Net'"),
-        (AUDIT.replace("test_cli.Net", "nowhere.Net"), "there is no module 'nowhere' here"),
-        (AUDIT.replace("test_cli.Net", "resnet8"), "unknown model 'resnet8'; did you mean 'resnet18'"),
-        (AUDIT.replace("test_cli.Net", "test_cli.Other"), "does not fit Other: .*size mismatch.*--model-args"),
-        (AUDIT.replace("test_cli.Net", "resnet18"), r"last.ckpt does not fit ResNet: .*Missing key\(s\)"),
+        (AUDIT.replace("tests.cli.test_cli.Net", "tests.cli.test_cli.Nett"), "did you mean 'Net'"),
+        (AUDIT.replace("tests.cli.test_cli.Net", "nowhere.Net"), "there is no module 'nowhere' here"),
+        (AUDIT.replace("tests.cli.test_cli.Net", "resnet8"), "unknown model 'resnet8'; did you mean 'resnet18'"),
+        (AUDIT.replace("tests.cli.test_cli.Net", "tests.cli.test_cli.Other"), "does not fit Other: .*size mismatch.*--model-args"),
+        (AUDIT.replace("tests.cli.test_cli.Net", "resnet18"), r"last.ckpt does not fit ResNet: .*Missing key\(s\)"),
         (AUDIT.replace("last.ckpt", "DATA/masks/cats/0.png"), "0.png does not fit Net"),
         (AUDIT + " --model-args '{\"classes\": 3}'", "does not fit Net: .*size mismatch for head.weight"),
         (AUDIT + " --model-args '[3]'", "expected a JSON object"),
@@ -214,13 +214,13 @@ def test_audit_of_unreadable_photos_fails(run: Run, photos: Path, checkpoint: Pa
         (AUDIT + " --regions DATA/val", "none of the 12 photos, such as cats/0.jpg, has a region"),
         (AUDIT + " --regions last.ckpt", "is no folder and no .csv or .json file"),
         (AUDIT + " --accelerator abacus", "Lightning refuses these devices"),
-        (AUDIT + " --datamodule test_cli.Noise", "give either --data FOLDER or --datamodule"),
+        (AUDIT + " --datamodule tests.cli.test_cli.Noise", "give either --data FOLDER or --datamodule"),
         (AUDIT.replace("--data DATA", "--data DATA/val/cats"), "no folders with photos in them"),
         (AUDIT.replace("--data DATA", "--data nowhere"), "nowhere has no folders with photos"),
-        (AUDIT.replace("--data DATA", "--datamodule test_cli.Noise"), "cannot be built with the arguments {}.*'n'"),
-        (AUDIT.replace("--data DATA", "--datamodule test_cli.Noise --data-args '{\"n\": 0}'"), "loader is empty"),
+        (AUDIT.replace("--data DATA", "--datamodule tests.cli.test_cli.Noise"), "cannot be built with the arguments {}.*'n'"),
+        (AUDIT.replace("--data DATA", "--datamodule tests.cli.test_cli.Noise --data-args '{\"n\": 0}'"), "loader is empty"),
         (AUDIT + " --batch-size 0", "expected a whole number of 1 or more, got '0'"),
-        (AUDIT.replace("--module test_cli.Net", ""), "the following arguments are required: --module"),
+        (AUDIT.replace("--module tests.cli.test_cli.Net", ""), "the following arguments are required: --module"),
     ],
 )  # fmt: skip
 def test_audit_of_bad_input_says_why_and_exits_with_2(
@@ -292,7 +292,7 @@ def test_layers_lists_the_grid_and_marks_the_default(run: Run) -> None:
 
 def test_explain_writes_the_overlay_and_prints_the_classes(run: Run, photos: Path, checkpoint: Path) -> None:
     code, out, _ = run(
-        "explain DATA/val/cats/0.jpg --model test_cli.Net --weights last.ckpt --size 48 --output out/a.png"
+        "explain DATA/val/cats/0.jpg --model tests.cli.test_cli.Net --weights last.ckpt --size 48 --output out/a.png"
     )
     assert code == 0 and out.startswith("out/a.png: gradcam at features, maps of 12 x 12\n")
     assert Image.open("out/a.png").size == (48, 48)
@@ -321,7 +321,7 @@ def test_explain_warns_of_a_map_that_shows_nothing(run: Run, photos: Path) -> No
 def test_explain_of_bad_input_says_why_and_exits_with_2(
     run: Run, photos: Path, checkpoint: Path, line: str, said: str
 ) -> None:
-    code, _, err = run(f"{line} --model test_cli.Net --weights last.ckpt --size 32")
+    code, _, err = run(f"{line} --model tests.cli.test_cli.Net --weights last.ckpt --size 32")
     assert code == 2 and re.search(said, err), err
 
 
@@ -398,9 +398,7 @@ def test_mistyped_command_or_option_exits_with_2_and_offers_near_names(run: Run,
 
 
 def test_console_script_runs() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "camwatch.cli.entry", "--help"], capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run([sys.executable, "-m", "camwatch.cli", "--help"], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and all(name in run.stdout for name in ("audit", "layers", "explain"))
-    run = subprocess.run([sys.executable, "-m", "camwatch.cli.entry"], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-m", "camwatch.cli"], capture_output=True, text=True, timeout=120)
     assert run.returncode == 2 and "required: COMMAND" in run.stderr

@@ -467,7 +467,7 @@ def test_averaged_snapshots_show_the_weights_that_checkpoints_hold(tmp_path):
 CLI = """
 seed_everything: 7
 model:
-  class_path: test_identity.Configured
+  class_path: tests.adapters.lightning.test_identity.Configured
 trainer:
   accelerator: cpu
   max_epochs: 2
