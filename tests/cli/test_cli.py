@@ -261,7 +261,7 @@ def test_audit_with_broken_regions_exits_with_2(
 
 
 def test_explain_that_cannot_write_exits_with_1(run: Run, photos: Path) -> None:
-    line = "explain DATA/val/cats/0.jpg --model test_cli.plain --weights none --size 32"
+    line = "explain DATA/val/cats/0.jpg --model tests.cli.test_cli.plain --weights none --size 32"
     code, out, err = run(f"{line} --output DATA/val/cats/0.jpg/a.png")
     assert (code, out) == (1, "") and re.search("Not a directory|File exists", err)
 
@@ -281,13 +281,13 @@ def test_layers_lists_the_grid_and_marks_the_default(run: Run) -> None:
     code, out, _ = run("layers resnet18 --size 64")
     assert code == 0 and "(resnet18, images of 64 x 64)" in out
     assert re.search(r"^layer4 +2 x 2 +512 +<- default$", out, re.M)
-    code, out, _ = run("layers nets.SmallNet --model-args '{\"channels\": 1}' --channels 1 --size 16")
+    code, out, _ = run("layers tests.support.nets.SmallNet --model-args '{\"channels\": 1}' --channels 1 --size 16")
     assert code == 0 and re.search(r"^features +4 x 4 +16 +<- default$", out, re.M)
     code, _, err = run("layers resnet")
     assert (code == 2 and "did you mean 'resnet50'" in err) or "did you mean" in err
-    assert run("layers nets.SmallNet")[0] == 0
+    assert run("layers tests.support.nets.SmallNet")[0] == 0
     assert "no such file; valid are a file, 'default' and 'none'" in run("layers resnet18 --weights best.pth")[2]
-    assert "has no weights of its own" in run("layers nets.SmallNet --weights default")[2]
+    assert "has no weights of its own" in run("layers tests.support.nets.SmallNet --weights default")[2]
 
 
 def test_explain_writes_the_overlay_and_prints_the_classes(run: Run, photos: Path, checkpoint: Path) -> None:
@@ -303,7 +303,7 @@ def test_explain_writes_the_overlay_and_prints_the_classes(run: Run, photos: Pat
 
 
 def test_explain_warns_of_a_map_that_shows_nothing(run: Run, photos: Path) -> None:
-    code, _, err = run("explain DATA/val/cats/0.jpg --model test_cli.blind --weights none --size 32")
+    code, _, err = run("explain DATA/val/cats/0.jpg --model tests.cli.test_cli.blind --weights none --size 32")
     assert code == 0 and err.startswith("warning: 1 of 1 maps of gradcam at") and err.count("\n") == 1
 
 
