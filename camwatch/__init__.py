@@ -7,9 +7,9 @@ __version__ = "0.2.0"
 __all__, __getattr__, __dir__ = attach(
     __name__,
     {
-        "Alarm": "records",
         "CAMMonitor": "adapters.lightning.callback",
         "Explanation": "cam.explanation",
+        "Finding": "records",
         "Panel": "panel.panel",
         "Regions": "regions.regions",
         "Snapshot": "records",
@@ -17,7 +17,7 @@ __all__, __getattr__, __dir__ = attach(
         "audit": "adapters.lightning.audit",
         "explain": "cam.engine",
         "layers": "cam.model.layers",
-        "load_archive": "watch.archive",
+        "load_archive": "archive.tensors",
         "methods": "cam.methods.registry",
         "replay": "watch.replay",
     },

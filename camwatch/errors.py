@@ -58,3 +58,14 @@ def unknown(kind: str, name: object, valid: Iterable[str], limit: int = 8) -> st
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
     return f"unknown {kind} {name!r}{hint} Valid: {shown}"
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Raises InputError for a value that is no integer, or below the least.
+
+    Example:
+        >>> check_at_least(1, panel=64)
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name} must be an integer of {least} or more, got {value!r}")

@@ -1,39 +1,53 @@
-"""Files that are there as a whole or not at all, and their names."""
+"""Files that are there as a whole or not at all, their names, and checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
 from zlib import crc32
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is either there as a whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes a file so that whoever reads it finds the old content or the new, also after a kill.
 
+    Args:
+        path: Its folder is made where it does not exist.
+        content: All of it.
+        durable: Whether it is also so after a crash of the machine; that takes milliseconds.
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that whoever reads it finds the old content or the new, also after a kill or crash."""
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "new" / "note.txt"
+        >>> write_whole(file, b"done")
+        >>> file.read_bytes()
+        b'done'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the new name itself has to reach the disk, too
+    if durable and os.name == "posix":  # the new name itself has to reach the disk, too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process that was killed left half-written in a folder."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def file_name(tag: str, step: int, content: str = "") -> str:
@@ -46,3 +60,17 @@ def file_name(tag: str, step: int, content: str = "") -> str:
     parts = [re.sub(r"[^\w.\-]+", "_", part) for part in tag.split("/")]
     folder = "/".join(part for part in parts if part.strip("."))
     return f"{folder}/step_{step:08d}" + (f"_{crc32(content.encode()):08x}" if content else "")
+
+
+def fingerprint(*parts: bytes) -> str:
+    """Returns a checksum of 16 hexadecimal digits.
+
+    Example:
+        >>> fingerprint(b"a", b"b") == fingerprint(b"ab")
+        False
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little"))
+        total.update(part)
+    return total.hexdigest()[:16]

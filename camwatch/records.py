@@ -29,7 +29,7 @@ class Measure:
         high: The greatest possible value; None where there is none.
         better: Which way is better; None where neither is.
         of: Whether it is a layer's, or the model's as a whole.
-        needs: Of ``labels``, ``regions``, ``forbidden``, ``probes`` and ``reference``: without these it is not measured.
+        needs: Of ``labels``, ``regions``, ``forbidden``, ``probes``, ``reference``: without these it is not measured.
         uninformative: What a map that says nothing has: a number, or the name of the measure that has it.
         split: Whether its mean is told for right and wrong answers apart, too.
         logged: Whether it is one of TensorBoard's dozen.
@@ -148,6 +148,3 @@ class Finding:
     def __post_init__(self) -> None:
         if not self.key:
             object.__setattr__(self, "key", self.detector)
-
-
-Alarm = Finding

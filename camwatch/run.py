@@ -1,12 +1,19 @@
-"""What is asked of a model in a run: one description, checked once, and one step that explains."""
+"""What is asked of a model in a run: one description, checked once, and one step that explains.
+
+The watcher and the audit share both, so that "the same run" means one thing: what ``changes`` finds no difference in.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -14,155 +21,313 @@ from torch import Tensor, nn
 
 from camwatch.cam.blank_maps import BlankMapWarning
 from camwatch.cam.engine import explain
-from camwatch.cam.explanation import concatenate
+from camwatch.cam.explanation import Explanation, concatenate
 from camwatch.cam.methods.gradients import Method
-from camwatch.cam.methods.registry import needs_layer
-from camwatch.cam.model.execution import Forward
-from camwatch.cam.model.layers import Layer, layers
-from camwatch.cam.model.targets import predicted_classes, probabilities, score
+from camwatch.cam.methods.registry import check_method, needs_layer
+from camwatch.cam.model.execution import Forward, call_plainly
+from camwatch.cam.model.layers import layers
+from camwatch.cam.model.modules import find_module
+from camwatch.cam.model.targets import class_scores, predicted_classes, probabilities, score, two_sided
 from camwatch.cam.prediction import predict
-from camwatch.errors import InputError, LayerError, TargetError
-from camwatch.panel.panel import Panel
+from camwatch.errors import InputError, LayerError, TargetError, unknown
 from camwatch.parallel import Share
 
 PanelTarget = str | int | Callable[[Any], Tensor]
+Unpack = Callable[[Any], Any]
+Layers = str | nn.Module | Sequence[str | nn.Module] | None
+BATCH = 32  # images per forward pass
+UNTOLD = "?"  # in the place of a checksum that cannot be taken
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
-    """What every snapshot of a run measures, and how; checked once, before training.
+class RunConfig:
+    """What is asked of a model, in every snapshot of a run and every batch of an audit.
 
     Attributes:
-        panel: The images.
-        layers: Names of the layers; the first one's measures are the run's.
-        method: As in ``explain``.
-        target: "label", "predicted", a class index, or a callable on the model's output for the whole batch.
-        forward: As in ``explain``.
-        batch_size: Images per forward pass.
+        layers: Names of the layers, of which the first one's measures are the run's; "input" for a method that
+            explains the image itself; none where the layer is still to be found.
+        method: One of ``camwatch.methods()``, or a function (activations, gradients) -> maps.
+        target: "label", "predicted", a class index, or a callable on the model's output.
+        forward: Callable (model, images) -> output, where ``model(images)`` is not the way.
+        unpack: Callable (batch) -> (images, labels[, regions]) for batches of another shape.
+        one_logit: Whether the model gives one logit for two classes, as was seen on the first image.
     """
 
-    panel: Panel
-    layers: tuple[str, ...]
-    method: str | Method
-    target: PanelTarget
-    forward: Forward | None
-    batch_size: int = 32
+    layers: tuple[str, ...] = ()
+    method: str | Method = "gradcam"
+    target: PanelTarget = "label"
+    forward: Forward | None = None
+    unpack: Unpack | None = None
+    one_logit: bool = False
 
-    def with_batch_size(self, batch_size: int) -> Recipe:
-        """Returns the same recipe with smaller batches."""
-        return Recipe(self.panel, self.layers, self.method, self.target, self.forward, batch_size)
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        if isinstance(self.target, str) and self.target not in ("label", "predicted"):
+            raise InputError(
+                f"{unknown('target', self.target, ['label', 'predicted'])}, a class index, or a callable on the output"
+            )
+        if self.layers and not needs_layer(self.method) and self.layers != ("input",):
+            given = self.layers[0] if len(self.layers) == 1 else self.layers
+            raise InputError(
+                f"the method {self.method!r} explains the image itself, no layer: leave layer= out, got {given!r}"
+            )
+
+    @classmethod
+    def of(cls, model: nn.Module, layer: Layers, **asked: Any) -> RunConfig:
+        """Makes a description of what a user passes; a layer that is named has to exist.
+
+        Raises:
+            InputError: Something does not fit; the message says what arrived and what is valid.
+        """
+        if layer is None:
+            return cls(**asked)
+        named = [layer] if isinstance(layer, (str, nn.Module)) else list(layer)
+        if not named:
+            raise LayerError("layer is an empty sequence; pass None for the default layer, a name, or several names")
+        if not needs_layer(asked.get("method", "gradcam")):
+            return cls(layers=tuple(map(str, named)), **asked)  # which refuses them
+        return cls(layers=tuple(find_module(model, one)[0] for one in named), **asked)
+
+    def resolved(self, model: nn.Module, images: Tensor, labels: Tensor | None = None) -> RunConfig:
+        """Finds the layer where none is named, and tries everything on the first image.
+
+        Args:
+            model: As it is now; nothing of it changes.
+            images: (N, C, H, W), the first one is run.
+            labels: (N,) of all images, or None.
+
+        Raises:
+            InputError: The target, a layer, the method or the labels do not fit the model; the message says why.
+        """
+        if self.target == "label" and labels is None:
+            raise TargetError("target='label' needs a panel with labels; pass labels, or target='predicted'")
+        found = self.with_layer(model, images)
+        classes = max(predict(model, images[:1], forward=self.forward).shape[1], 2)
+        check_labels(labels, classes, lambda i: f"panel image {i}")
+        if isinstance(self.target, int) and not 0 <= self.target < classes:
+            raise TargetError(
+                f"target {self.target} is out of range: the model scores {classes} classes, 0 to {classes - 1}"
+            )
+        first = explain_images(model, found, images[:1], None if labels is None else labels[:1], also_predicted=True)
+        return dataclasses.replace(found, one_logit=first.one_logit)
+
+    def chances(self, scores: Tensor) -> Tensor:
+        """Returns the probabilities (N, classes) of scores (N, classes), in which one logit has two sides."""
+        return scores.sigmoid() if self.one_logit else scores.softmax(1)
+
+    def with_layer(self, model: nn.Module, images: Tensor) -> RunConfig:
+        """Returns the same with its layer found on the first image, where none is named."""
+        if self.layers:
+            return self
+        if not needs_layer(self.method):
+            return dataclasses.replace(self, layers=("input",))
+        default = next(one for one in layers(model, images[:1], forward=self.forward) if one.default)
+        return dataclasses.replace(self, layers=(default.name,))
+
+    def describe(self) -> dict[str, Any]:
+        """Returns plain data from which ``changes`` tells whether two runs ask the same.
+
+        Example:
+            >>> RunConfig(("layer4",), target=3).describe()
+            {'layers': ['layer4'], 'method': 'gradcam', 'target': 3, 'forward': None, 'unpack': None}
+        """
+        forward = None if self.forward is None else inspect.unwrap(self.forward)
+        return {
+            "layers": list(self.layers),
+            "method": described(self.method),
+            "target": described(self.target),
+            "forward": None if forward is call_plainly else described(forward),
+            "unpack": described(self.unpack),
+        }
 
 
-def write_recipe(
+def described(given: Any) -> Any:
+    """Returns a callable's qualified name and a checksum of its code; anything else as it is.
+
+    Where what a callable does hangs on more than its code (an object's state, a closure over an object), the checksum
+    is "?".
+
+    Example:
+        >>> described(7), described(math.floor)
+        (7, 'math.floor#?')
+    """
+    if not callable(given):
+        return given
+    name = f"{getattr(given, '__module__', '')}.{getattr(given, '__qualname__', type(given).__qualname__)}"
+    code = getattr(given, "__code__", None)
+    held = [cell.cell_contents for cell in getattr(given, "__closure__", None) or ()]
+    held += list(getattr(given, "__defaults__", None) or ())
+    if code is None or not all(isinstance(value, (str, int, float, bool, bytes, type(None))) for value in held):
+        return f"{name}#{UNTOLD}"
+    text = repr([*_parts(code), *held])
+    return f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _parts(code: CodeType) -> Iterator[Any]:
+    yield from (code.co_code, code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _parts(constant)
+        else:
+            yield constant
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Says what makes one description that of another run.
+
+    Callables of one name of which no checksum can be taken are taken for the same. A checksum of data begins with "sha".
+
+    Example:
+        >>> changes({"target": "label", "images": "sha 1"}, {"target": "predicted", "images": "sha 2"})
+        ["target 'label', now 'predicted'", 'other images']
+    """
+    keys = [*now, *(key for key in before if key not in now)]
+    pairs = [(key, before.get(key), now.get(key)) for key in keys]
+    return [_told(key, old, new) for key, old, new in pairs if old != new and not _may_be_one(old, new)]
+
+
+def _told(key: str, old: Any, new: Any) -> str:
+    data = any(isinstance(value, str) and value.startswith("sha ") for value in (old, new))
+    return f"other {key}" if data else f"{key} {old!r}, now {new!r}"
+
+
+def _may_be_one(old: Any, new: Any) -> bool:
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    (name, *one), (other, *two) = old.rsplit("#", 1), new.rsplit("#", 1)
+    return name == other and UNTOLD in (*one, *two)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says to N images, and where the evidence lies.
+
+    Attributes:
+        maps: Of each layer (N, h, w) raw maps of the target, on the CPU.
+        predicted_maps: The same of the predicted class, NaN where it is the one that was explained.
+        predicted: (N,) int64.
+        chances: (N, classes) float32 probabilities.
+        one_logit: Whether these are of one logit.
+    """
+
+    maps: tuple[Tensor, ...]
+    predicted_maps: tuple[Tensor, ...]
+    predicted: Tensor
+    chances: Tensor
+    one_logit: bool = False
+
+    def of_labels(self, labels: Tensor) -> Tensor:
+        """Returns (N,): the label's probability, NaN where the label is -1."""
+        return self.chances.gather(1, labels.clamp(min=0)[:, None])[:, 0].masked_fill(labels < 0, math.nan)
+
+
+def explain_images(
     model: nn.Module,
-    panel: Panel,
-    layer: str | list[str] | tuple[str, ...] | None,
-    method: str | Method,
-    target: PanelTarget,
-    forward: Forward | None,
-) -> Recipe:
-    """Resolves and checks everything that a snapshot needs, on the panel's first image.
+    config: RunConfig,
+    images: Tensor,
+    labels: Tensor | None,
+    *,
+    also_predicted: bool = False,
+    batch_size: int | None = None,
+    name: Callable[[int], str] = str,
+) -> Answers:
+    """Explains images in one forward pass each: for the target and, if asked, for the predicted class too.
+
+    Args:
+        model: The model; nothing of it changes.
+        config: What is asked, its layers found.
+        images: (N, C, H, W) as the model takes them.
+        labels: (N,) on the CPU, or None; for a label of -1, an unknown one, the predicted class is explained.
+        also_predicted: Whether the predicted class is explained beside the target.
+        batch_size: Images per forward pass; all at once by default.
+        name: What image i is called in messages.
 
     Raises:
-        InputError: The target, a layer, the method or the labels do not fit the model; the message says why.
+        InputError: Labels, layer and model do not fit together, or the maps are none of images.
     """
-    if target == "label" and panel.labels is None:
-        raise TargetError("target='label' needs a panel with labels; pass labels, or target='predicted'")
-    if layer is not None and not isinstance(layer, str) and not len(layer):
-        raise LayerError("layer is an empty sequence; pass None for the default layer, a name, or several names")
-    if layer is not None:
-        if not needs_layer(method):
-            raise InputError(
-                f"the method {method!r} explains the image itself, no layer: leave layer= out, got {layer!r}"
-            )
-        names = (layer,) if isinstance(layer, str) else tuple(layer)
-    elif needs_layer(method):
-        names = (_default(layers(model, panel.images[:1], forward=forward)).name,)
-    else:
-        names = ("input",)
-    recipe = Recipe(panel, names, method, target, forward)
-    classes = predict(model, panel.images[:1], forward=forward).shape[1]
-    _check_classes(panel, max(classes, 2), target)
-    first = torch.zeros(1, dtype=torch.long)
-    _explain_rows(model, recipe, first)
-    return recipe
-
-
-def _default(found: list[Layer]) -> Layer:
-    return next(one for one in found if one.default)
-
-
-def _check_classes(panel: Panel, classes: int, target: PanelTarget) -> None:
-    if panel.labels is not None and int(panel.labels.max()) >= classes:
-        worst = int(panel.labels.argmax())
-        raise TargetError(
-            f"panel image {worst} has label {int(panel.labels[worst])}, but the model scores {classes} classes, "
-            f"0 to {classes - 1}"
-        )
-    if isinstance(target, int) and not 0 <= target < classes:
-        raise TargetError(f"target {target} is out of range: the model scores {classes} classes, 0 to {classes - 1}")
-
-
-def _explain_rows(model: nn.Module, recipe: Recipe, rows: Tensor) -> dict[str, Tensor]:
-    """Explains some images twice in one forward pass: for the target and for the predicted class."""
-    panel, target = recipe.panel, recipe.target
-    batches = []
+    found: list[list[Explanation]] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BlankMapWarning)  # a blank map is counted in the record
-        for batch in torch.split(rows, recipe.batch_size):
-            run = partial(
+        warnings.simplefilter("ignore", BlankMapWarning)  # a blank map is counted, or has its row marked
+        for rows in torch.split(torch.arange(len(images)), batch_size or len(images)):
+            asked: Any = functools.partial(
                 explain,
                 model,
-                panel.images[batch],
-                target=_both(target, panel.labels[batch] if panel.labels is not None else None),
-                method=recipe.method,
-                forward=recipe.forward,
+                images[rows] if batch_size else images,
+                target=_asked(config.target, None if labels is None else labels[rows], also_predicted, name),
+                method=config.method,
+                forward=config.forward,
             )
-            batches.append(run(layer=list(recipe.layers)) if needs_layer(recipe.method) else [run()])
-    found = [concatenate(list(parts)) for parts in zip(*batches, strict=True)]
-    labels = panel.labels[rows] if panel.labels is not None else None
-    output = found[0].output
+            found.append(asked(layer=list(config.layers)) if needs_layer(config.method) else [asked()])
+    joined = [concatenate(list(parts)) for parts in zip(*found, strict=True)]
+    output = joined[0].output
     predicted, chances = predicted_classes(output).cpu(), probabilities(output).cpu()
-    explained = {"label": labels, "predicted": predicted}.get(target) if isinstance(target, str) else None
-    if isinstance(target, int):
-        explained = torch.full_like(predicted, target)
-    result = {"predicted": predicted, "probability": chances.gather(1, predicted[:, None])[:, 0]}
-    if labels is not None:
-        result["label_probability"] = chances.gather(1, labels[:, None])[:, 0]
-    for i, explanation in enumerate(found):
-        maps = explanation.maps.cpu()
-        if maps.ndim != 4:
-            raise InputError(
-                f"layer {explanation.layer!r} has a grid of {maps.ndim - 2} axes; a panel is watched on images, "
-                f"with maps (N, h, w)"
-            )
-        result[f"maps/{i}"] = maps[:, 0]
-        same = torch.ones_like(predicted, dtype=torch.bool) if explained is None else explained == predicted
-        result[f"others/{i}"] = maps[:, 1].masked_fill(same[:, None, None], math.nan)
-    return result
+    check_labels(labels, chances.shape[1], name)
+    maps = [_of_images(explanation, 1 + also_predicted) for explanation in joined]
+    same = _explained(config.target, labels, predicted) == predicted
+    hidden = [m[:, 1].masked_fill(same[:, None, None], math.nan) for m in maps if also_predicted]
+    one_logit = class_scores(output).shape[1] == 1
+    return Answers(tuple(m[:, 0] for m in maps), tuple(hidden), predicted, chances, one_logit)
 
 
-def _both(target: PanelTarget, labels: Tensor | None) -> Callable[[Any], Tensor]:
-    """Returns a target (N, 2): what is to be explained, and the class predicted at the first call."""
+def _of_images(explanation: Explanation, targets: int) -> Tensor:
+    """Returns an explanation's maps as (N, targets, h, w) on the CPU."""
+    maps = explanation.maps.cpu()
+    maps = maps if targets > 1 else maps[:, None]
+    if maps.ndim != 4:
+        raise InputError(
+            f"layer {explanation.layer!r} has a grid of {maps.ndim - 2} axes; a panel is watched on images, "
+            f"with maps (N, h, w)"
+        )
+    return maps
+
+
+def _explained(target: PanelTarget, labels: Tensor | None, predicted: Tensor) -> Tensor:
+    """Returns (N,) the classes that were explained; of a callable nobody knows, so the predicted ones."""
+    if target == "label" and labels is not None:
+        return torch.where(labels >= 0, labels, predicted)
+    return torch.full_like(predicted, target) if isinstance(target, int) else predicted
+
+
+def _asked(target: PanelTarget, labels: Tensor | None, twice: bool, name: Callable[[int], str]) -> Any:
+    """Returns a target for ``explain``: what is asked, and beside it the class predicted at the first call."""
+    if target != "label" and not twice:
+        return target
     answers: Tensor | None = None
 
     def scores(output: Any) -> Tensor:
         nonlocal answers
         if answers is None:
             answers = predicted_classes(output)
-        wanted = {"label": labels, "predicted": answers}[target] if isinstance(target, str) else target
-        assert wanted is not None  # 'label' without labels was refused with the recipe
-        return torch.stack([score(output, wanted), score(output, answers)], dim=1)
+            check_labels(labels, two_sided(class_scores(output)).shape[1], name)
+        wanted: Any = answers if target == "predicted" else target
+        if target == "label":
+            assert labels is not None  # refused when the description was made
+            known = labels.to(answers.device)
+            wanted = torch.where(known >= 0, known, answers)
+        found = score(output, wanted)
+        return torch.stack([found, score(output, answers)], dim=1) if twice else found
 
     return scores
 
 
-def shared_predict(model: nn.Module, recipe: Recipe, share: Share) -> Callable[[Tensor], Tensor]:
-    """Returns a function from images to class scores, whose work the processes share."""
+def check_labels(labels: Tensor | None, classes: int, name: Callable[[int], str]) -> None:
+    """Raises TargetError for a label that the model does not score."""
+    if labels is not None and int(labels.max()) >= classes:
+        worst = int(labels.argmax())
+        raise TargetError(
+            f"{name(worst)} has label {int(labels[worst])}, but the model scores {classes} classes, 0 to "
+            f"{classes - 1}: the model and the data do not belong together"
+        )
+
+
+def shared_predict(
+    model: nn.Module, config: RunConfig, share: Share, batch_size: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Returns a function from images to class scores (N, classes), whose work the processes share."""
 
     def run(images: Tensor) -> Tensor:
         def rows_of(rows: Tensor) -> dict[str, Tensor]:
-            return {"scores": predict(model, images[rows], forward=recipe.forward)}
+            return {"scores": predict(model, images[rows], batch_size=batch_size, forward=config.forward)}
 
         return share.map(len(images), rows_of)["scores"]
 

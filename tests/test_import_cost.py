@@ -41,7 +41,7 @@ def test_importing_camwatch_adds_only_itself_to_torch() -> None:
     "code",
     [
         "import camwatch",
-        "from camwatch import Alarm, Explanation, Panel, Regions, Snapshot, Watcher, explain, layers, methods",
+        "from camwatch import Finding, Explanation, Panel, Regions, Snapshot, Watcher, explain, layers, methods",
         "from camwatch import Watcher\n"
         "import torch\n"
         "net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 2))\n"

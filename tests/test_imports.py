@@ -81,7 +81,7 @@ def loaded(module: str, public: str | None = None) -> Iterator[str]:
         yield from loaded(f"{module}.{public}")
     elif module in NAMES and NAMES[module].name == "__init__.py":
         table = face(module)
-        yield from [table[public]] if public in table else table.values()
+        yield from table.values() if public is None else [table[public]] if public in table else []
     elif module in NAMES:
         yield module
 

@@ -130,10 +130,10 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def always(snapshot: Any) -> Any:
-        from camwatch import Alarm
+        from camwatch import Finding
 
         return (
-            Alarm("always", snapshot.epoch, snapshot.global_step, "Everything is suspicious.")
+            Finding("always", snapshot.epoch, snapshot.global_step, "Everything is suspicious.")
             if snapshot.look
             else None
         )

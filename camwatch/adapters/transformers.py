@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from camwatch.adapters.states import read_state, write_state
 from camwatch.cam.model.modules import unwrap
-from camwatch.errors import InputError, PanelError, UnsupportedError
+from camwatch.errors import CamwatchWarning, PanelError, UnsupportedError, check_at_least
 from camwatch.isolation import isolate_generators, isolate_rng
 from camwatch.panel.drawing import draw
 from camwatch.panel.panel import Panel
 from camwatch.parallel import Share
-from camwatch.records import Alarm, Snapshot
-from camwatch.watch.actions import alarm_actions, warn_of
+from camwatch.records import Finding, Snapshot
+from camwatch.watch.actions import trainer_actions
+from camwatch.watch.schedule import Schedule
 from camwatch.watch.watcher import Watcher
 
 
@@ -36,7 +39,8 @@ class CAMMonitorCallback(TrainerCallback):
         panel: A ``Panel``, (images, labels[, regions]), or a number of samples to draw from ``eval_dataset``,
             through the trainer's collator.
         every_n_epochs: Snapshots in every n-th epoch only.
-        on_alarm: "warn", "stop", a callable(alarm, trainer), or a sequence of these.
+        on_alarm: "warn", "stop", a callable(finding, trainer), or a sequence of these, for alarms alone.
+        on_finding: The same, for findings of every severity; None: nothing is done.
         unpack: Callable(batch) -> (images, labels[, regions]) for batches of another shape.
         name: Prefix of all tags; two monitors in one trainer need two names.
         options: Further arguments of ``Watcher``: layer, method, target, detectors, forward, show,
@@ -60,10 +64,12 @@ class CAMMonitorCallback(TrainerCallback):
         on_alarm: str | Callable[..., Any] | Sequence[Any] = "warn",
         unpack: Callable[..., Any] | None = None,
         name: str = "camwatch",
+        on_finding: str | Callable[..., Any] | Sequence[Any] | None = None,
         **options: Any,
     ) -> None:
-        if every_n_epochs < 1 or (isinstance(panel, int) and panel < 1):
-            raise InputError(f"every_n_epochs and panel must be 1 or more, got {every_n_epochs} and {panel!r}")
+        self.schedule = Schedule(every_n_epochs)
+        if isinstance(panel, int):
+            check_at_least(1, panel=panel)
         if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
             raise UnsupportedError(
                 "FSDP and DeepSpeed shard parameters outside of the model's own forward, where no layer can be "
@@ -71,9 +77,11 @@ class CAMMonitorCallback(TrainerCallback):
             )
         self.trainer = trainer
         self.panel: Panel | int = panel if isinstance(panel, int) else Panel.coerce(panel)
-        self.every_n_epochs, self.unpack, self.name = every_n_epochs, unpack, name
-        self._on_alarm = list(on_alarm) if isinstance(on_alarm, (list, tuple)) else [on_alarm]
-        alarm_actions([one for one in self._on_alarm if one != "stop"])
+        self.unpack, self.name = unpack, name
+        self._actions: dict[str, Any] = {
+            argument: trainer_actions(argument, given, trainer, self._ask_to_stop)
+            for argument, given in (("on_alarm", on_alarm), ("on_finding", on_finding))
+        }
         self._options = options
         self._training = self._stop = False
         self.watcher: Watcher | None = None
@@ -84,8 +92,13 @@ class CAMMonitorCallback(TrainerCallback):
         return [] if self.watcher is None else self.watcher.history
 
     @property
-    def alarms(self) -> list[Alarm]:
-        """Every alarm so far, oldest first."""
+    def findings(self) -> list[Finding]:
+        """Every finding so far, oldest first."""
+        return [] if self.watcher is None else self.watcher.findings
+
+    @property
+    def alarms(self) -> list[Finding]:
+        """The findings of severity "alarm"."""
         return [] if self.watcher is None else self.watcher.alarms
 
     @property
@@ -104,7 +117,7 @@ class CAMMonitorCallback(TrainerCallback):
         self.watcher = Watcher(
             unwrap(kwargs["model"]),
             self._draw(self.panel) if isinstance(self.panel, int) else self.panel,
-            on_alarm=[self._action(one) for one in self._on_alarm],
+            **self._actions,
             directory=self._folder(args),
             planned=self._planned(args, state),
             name=self.name,
@@ -113,7 +126,7 @@ class CAMMonitorCallback(TrainerCallback):
         )
         kept = self._checkpoint(args, state)
         if state.global_step and kept.exists():
-            self.watcher.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
+            self._resume(self.watcher, kept)
         if not self.watcher.history:
             self._snapshot(-1, state, control)
 
@@ -132,13 +145,12 @@ class CAMMonitorCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = self._checkpoint(args, state)
         if self.watcher is not None and state.is_world_process_zero and checkpoint.parent.is_dir():
-            torch.save(self.watcher.state_dict(), checkpoint)
+            self._keep(self.watcher, checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._training = False
         if self.watcher is not None:
             self.watcher.finish()
-            self.watcher.close()
 
     # What the hooks do.
 
@@ -164,19 +176,38 @@ class CAMMonitorCallback(TrainerCallback):
     def _planned(self, args: Any, state: Any) -> int | None:
         """The number of snapshots of the whole run, the first included; None where it is not by epochs."""
         by_epochs = _strategy(args) != "steps" and args.max_steps <= 0
-        return int(state.num_train_epochs) // self.every_n_epochs + 1 if by_epochs else None
+        return self.schedule.planned(int(state.num_train_epochs)) + 1 if by_epochs else None
 
-    def _action(self, given: Any) -> Callable[[Alarm], Any]:
-        def stop(alarm: Alarm) -> None:
-            self._stop = True
+    def _ask_to_stop(self) -> None:
+        self._stop = True
 
-        if isinstance(given, str):
-            return {"stop": stop, "warn": warn_of}[given]
-        return lambda alarm: given(alarm, self.trainer)
+    @staticmethod
+    def _keep(watcher: Watcher, path: Path) -> None:
+        """Writes the state whole or not at all; a full disk ends nobody's training."""
+        try:
+            write_state(path, watcher.state_dict())
+        except Exception as error:
+            warnings.warn(
+                f"{path} could not be written, so that a run resumed from this checkpoint begins a new history; "
+                f"training goes on. {type(error).__name__}: {error}",
+                CamwatchWarning,
+                stacklevel=2,
+            )
+
+    @staticmethod
+    def _resume(watcher: Watcher, path: Path) -> None:
+        try:
+            watcher.load_state_dict(read_state(path))
+        except Exception as error:  # whatever a damaged file raises
+            warnings.warn(
+                f"{path} cannot be read, so a new history is begun; training goes on. {type(error).__name__}: {error}",
+                CamwatchWarning,
+                stacklevel=2,
+            )
 
     def _snapshot(self, epoch: int, state: Any, control: Any) -> None:
         watcher = self.watcher
-        if watcher is None or (epoch + 1) % self.every_n_epochs:
+        if watcher is None or not (epoch < 0 or self.schedule.is_due(epoch)):
             return
         last = watcher.history[-1] if watcher.history else None
         if last is not None and (last.epoch, last.global_step) == (epoch, state.global_step):

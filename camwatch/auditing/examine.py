@@ -7,50 +7,36 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from camwatch.auditing.source import Loaded
+from camwatch.auditing.source import LoadedBatch
 from camwatch.auditing.verdicts import COLUMNS, UNMEASURED, UNREADABLE, Row, judge, why
-from camwatch.cam.blank_maps import BlankMapWarning
-from camwatch.cam.engine import explain
-from camwatch.cam.methods.gradients import Method
-from camwatch.cam.model.execution import Forward
-from camwatch.cam.model.targets import Target, class_scores, predicted_classes, probabilities, score, two_sided
 from camwatch.errors import CamwatchWarning, InputError, RegionError, TargetError
-from camwatch.metrics.table import measure
+from camwatch.metrics.table import AUDITED, measure_maps
 from camwatch.panel.batch import split_sample
 from camwatch.regions.annotations import entries, without_empty
 from camwatch.regions.regions import Regions
+from camwatch.run import Answers, RunConfig, explain_images
 
 # Under which a batch that is a dictionary may name its images.
 ID_KEYS = ("id", "ids", "path", "paths", "file", "files", "filename", "filenames", "file_name", "image_path")
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class AuditConfig:
     """What is done to every batch.
 
     Attributes:
-        layer: Its name, or None: not yet found.
-        method: As in ``explain``.
-        target: "label", "predicted", a class index, or a callable on the model's output.
+        asked: What is asked of the model.
         threshold: The least skill of a map that is right.
-        unpack: Makes (images, labels[, regions]) of a batch of another shape.
-        forward: As in ``explain``.
         regions: One entry per sample, in the place of those in the batches.
     """
 
-    layer: str | None
-    method: str | Method
-    target: str | int | Callable[[Any], Tensor]
-    threshold: float
-    unpack: Callable[[Any], Any] | None
-    forward: Forward | None
-    regions: Sequence[Any] | None
+    asked: RunConfig
+    threshold: float = 0.0
+    regions: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +58,13 @@ class Examined:
     regions: Regions | None = None
 
 
-def examine(model: nn.Module, loaded: Loaded, recipe: Recipe, name: Callable[[int], str]) -> Examined:
+def examine(model: nn.Module, loaded: LoadedBatch, config: AuditConfig, name: Callable[[int], str]) -> Examined:
     """Explains and measures one batch.
 
     Args:
         model: The model; nothing of it changes.
         loaded: The batch, on the model's device.
-        recipe: What is done.
+        config: What is done.
         name: Index -> id.
 
     Raises:
@@ -89,58 +75,56 @@ def examine(model: nn.Module, loaded: Loaded, recipe: Recipe, name: Callable[[in
     rows = [_row(i, name(i), {"verdict": UNREADABLE, "note": why}) for i, why in loaded.failures.items()]
     if loaded.batch is None:
         return Examined((), rows)
-    images, labels, given = split_sample(loaded.batch, recipe.unpack)
-    n, size = len(images), (int(images.shape[2]), int(images.shape[3]))
-    if n != len(loaded.indices):
+    images, labels, given = split_sample(loaded.batch, config.asked.unpack)
+    if len(images) != len(loaded.indices):
         raise InputError(
-            f"the loader's collate_fn made {n} images of {len(loaded.indices)} samples, so they cannot be told "
-            "apart; return None from the data set for a sample to leave out"
+            f"the loader's collate_fn made {len(images)} images of {len(loaded.indices)} samples, so they cannot be "
+            "told apart; return None from the data set for a sample to leave out"
         )
-    labels = _check_labels(labels, n, recipe.target)
-    if recipe.regions is not None:
-        if loaded.indices and loaded.indices[-1] >= len(recipe.regions):
-            raise InputError(f"expected one region per sample, got {len(recipe.regions)}, and the loader gives more")
-        given = [recipe.regions[i] for i in loaded.indices]
-    regions, faulty = _regions(given, n, size)
-    own = _own_ids(loaded.batch, n)
-
-    def called(k: int) -> str:
-        index = loaded.indices[k]
-        known = name(index)
-        return known if own is None or known != str(index) else own[k]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BlankMapWarning)  # such a row says "not measurable"
-        explanation = explain(
-            model,
-            images,
-            target=_target(recipe.target, labels, partial(_check_range, labels, called)),
-            layer=recipe.layer,
-            method=recipe.method,
-            forward=recipe.forward,
-        )
-    maps, predicted = explanation.maps.cpu(), predicted_classes(explanation.output).cpu()
-    if maps.ndim != 3:
-        raise InputError(f"an audit needs one map (h, w) per image, got maps of {tuple(maps.shape)}")
-    chances = probabilities(explanation.output).cpu()
-    columns: dict[str, list[Any]] = {key: value.tolist() for key, value in measure(maps, regions).items()}
-    columns["predicted"] = predicted.tolist()
-    columns["probability"] = chances.gather(1, predicted[:, None])[:, 0].tolist()
-    if labels is not None:
-        _check_range(labels, called, chances.shape[1])
-        columns["label"] = [label if label >= 0 else None for label in labels.tolist()]
-        columns["label_probability"] = _of_label(chances, labels).tolist()
+    labels = _check_labels(labels, len(images), config.asked.target)
+    regions, faulty = _regions(_given(config, loaded, given), len(images), (int(images.shape[2]), int(images.shape[3])))
+    called = _names(loaded, name)
+    answers = explain_images(model, config.asked, images, labels, name=lambda k: f"sample {called[k]!r}")
+    columns = _columns(answers, labels, regions)
     for k, index in enumerate(loaded.indices):
         values = {key: column[k] for key, column in columns.items()}
-        if not math.isfinite(values["probability"]):
-            values |= {"verdict": UNREADABLE, "note": "the model's scores are not finite"}
-        else:
-            verdict = judge(values.get("label"), values["predicted"], values["skill"], recipe.threshold)
-            note = faulty.get(k) or (why(values) if verdict == UNMEASURED else None)
-            values |= {"verdict": verdict, "note": note}
-        rows.append(_row(index, called(k), values))
+        rows.append(_row(index, called[k], values | _verdict(values, config.threshold, faulty.get(k))))
     rows.sort(key=lambda row: int(row[0]))
-    return Examined(loaded.indices, rows, images, maps, regions)
+    return Examined(loaded.indices, rows, images, answers.maps[0], regions)
+
+
+def _given(config: AuditConfig, loaded: LoadedBatch, regions: Any) -> Any:
+    """Returns a batch's regions: those of its samples, where all were handed over, or its own."""
+    if config.regions is None:
+        return regions
+    if loaded.indices and loaded.indices[-1] >= len(config.regions):
+        raise InputError(f"expected one region per sample, got {len(config.regions)}, and the loader gives more")
+    return [config.regions[i] for i in loaded.indices]
+
+
+def _names(loaded: LoadedBatch, name: Callable[[int], str]) -> list[str]:
+    """Returns one name per sample: the data set's, or the batch's own where that knows no more than the index."""
+    own = _own_ids(loaded.batch, len(loaded.indices)) or [str(index) for index in loaded.indices]
+    return [own[k] if name(index) == str(index) else name(index) for k, index in enumerate(loaded.indices)]
+
+
+def _columns(answers: Answers, labels: Tensor | None, regions: Regions | None) -> dict[str, list[Any]]:
+    maps = answers.maps[0]
+    columns: dict[str, list[Any]] = {key: [math.nan] * len(maps) for key in AUDITED}
+    columns |= {key: values.tolist() for key, values in measure_maps(maps, regions, names=AUDITED).items()}
+    columns["predicted"] = answers.predicted.tolist()
+    columns["probability"] = answers.chances.gather(1, answers.predicted[:, None])[:, 0].tolist()
+    if labels is not None:
+        columns["label"] = [label if label >= 0 else None for label in labels.tolist()]
+        columns["label_probability"] = answers.of_labels(labels).tolist()
+    return columns
+
+
+def _verdict(values: Mapping[str, Any], threshold: float, fault: str | None) -> dict[str, Any]:
+    if not math.isfinite(values["probability"]):
+        return {"verdict": UNREADABLE, "note": "the model's scores are not finite"}
+    verdict = judge(values.get("label"), values["predicted"], values["skill"], threshold)
+    return {"verdict": verdict, "note": fault or (why(values) if verdict == UNMEASURED else None)}
 
 
 def _own_ids(batch: Any, n: int) -> list[str] | None:
@@ -182,35 +166,6 @@ def _check_labels(labels: Tensor | None, n: int, target: Any) -> Tensor | None:
             f"{tuple(labels.shape)}; make them so with unpack=callable(batch) -> (images, labels[, regions])"
         )
     return labels.cpu()
-
-
-def _check_range(labels: Tensor | None, called: Callable[[int], str], classes: int) -> None:
-    assert labels is not None
-    worst = int(labels.argmax())
-    if int(labels[worst]) >= classes:
-        raise TargetError(
-            f"sample {called(worst)!r} has label {int(labels[worst])}, but the model scores {classes} "
-            f"classes, 0 to {classes - 1}: the model and the data do not belong together"
-        )
-
-
-def _target(target: str | int | Callable[[Any], Tensor], labels: Tensor | None, check: Callable[[int], None]) -> Target:
-    if target != "label":
-        return target
-    assert labels is not None
-    known = labels
-
-    def scores(output: Any) -> Tensor:
-        check(two_sided(class_scores(output)).shape[1])
-        answers = predicted_classes(output)
-        wanted = known.to(answers.device)
-        return score(output, torch.where(wanted >= 0, wanted, answers))  # -1 stands for an unknown label
-
-    return scores
-
-
-def _of_label(chances: Tensor, labels: Tensor) -> Tensor:
-    return chances.gather(1, labels.clamp(min=0)[:, None])[:, 0].masked_fill(labels < 0, math.nan)
 
 
 def _regions(given: Any, n: int, size: tuple[int, int]) -> tuple[Regions | None, dict[int, str]]:

@@ -18,7 +18,7 @@ from camwatch.panel.batch import describe, split_sample
 from camwatch.panel.dataset import sample_ids
 
 
-class Loaded(NamedTuple):
+class LoadedBatch(NamedTuple):
     """One batch as it was read.
 
     Attributes:
@@ -36,7 +36,7 @@ class Loaded(NamedTuple):
     fault: str | None = None
 
 
-class Batches(Dataset[Loaded]):
+class Batches(Dataset[LoadedBatch]):
     """Reads numbered batches of samples; a sample that cannot be read becomes a mark.
 
     Args:
@@ -52,19 +52,19 @@ class Batches(Dataset[Loaded]):
     def __len__(self) -> int:
         return -(-len(self.indices) // self.size)
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> LoadedBatch:
         return self.read(self.indices[number * self.size : (number + 1) * self.size], number)
 
-    def read(self, indices: Iterable[int], number: int = 0) -> Loaded:
+    def read(self, indices: Iterable[int], number: int = 0) -> LoadedBatch:
         """Reads and collates some samples.
 
         Where they do not fit together, those that look like most are kept, and the others marked.
         """
         samples, failures = self._samples(list(indices))
         if not samples:
-            return Loaded(number, (), None, failures)
+            return LoadedBatch(number, (), None, failures)
         try:
-            return Loaded(number, tuple(samples), self.collate(list(samples.values())), failures)
+            return LoadedBatch(number, tuple(samples), self.collate(list(samples.values())), failures)
         except Exception:
             looks = {i: describe(sample) for i, sample in samples.items()}
         usual = Counter(looks.values()).most_common(1)[0][0]
@@ -74,8 +74,8 @@ class Batches(Dataset[Loaded]):
             batch = self.collate([samples[i] for i in fitting])
         except Exception as error:
             fault = f"the loader's collate_fn cannot make a batch of samples like {usual}: {_words(error)}"
-            return Loaded(number, (), None, {}, fault)
-        return Loaded(number, tuple(fitting), batch, failures | odd)
+            return LoadedBatch(number, (), None, {}, fault)
+        return LoadedBatch(number, tuple(fitting), batch, failures | odd)
 
     def _samples(self, indices: list[int]) -> tuple[dict[int, Any], dict[int, str]]:
         if hasattr(self.dataset, "__getitems__"):
@@ -96,20 +96,20 @@ class Batches(Dataset[Loaded]):
         return samples, failures
 
 
-class Part:
+class Shard:
     """Some of the batches, as an iterable that no framework takes apart; nothing is read before it is due."""
 
-    def __init__(self, make: Callable[[], Iterable[Loaded]]) -> None:
+    def __init__(self, make: Callable[[], Iterable[LoadedBatch]]) -> None:
         self._make = make
 
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         yield from self._make()
 
 
-class SizedPart(Part):
+class SizedShard(Shard):
     """The same, of known length."""
 
-    def __init__(self, make: Callable[[], Iterable[Loaded]], length: int) -> None:
+    def __init__(self, make: Callable[[], Iterable[LoadedBatch]], length: int) -> None:
         super().__init__(make)
         self._length = length
 
@@ -117,7 +117,7 @@ class SizedPart(Part):
         return self._length
 
 
-class Indexed:
+class MapStyleSource:
     """A ``DataLoader`` over a data set with indices: can be shared between processes."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -151,7 +151,7 @@ class Indexed:
         """Returns a sample's path where the data set tells it, else its index."""
         return self._ids[index]
 
-    def first(self) -> Loaded:
+    def first(self) -> LoadedBatch:
         """Reads the first sample that can be read."""
         failure = ""
         for index in self.batches.indices:
@@ -161,7 +161,7 @@ class Indexed:
             failure = loaded.fault or loaded.failures[index]
         raise InputError(f"none of the {len(self.batches.indices)} samples can be read; the last one: {failure}")
 
-    def shard(self, done: Collection[int], rank: int = 0, world: int = 1) -> Part:
+    def shard(self, done: Collection[int], rank: int = 0, world: int = 1) -> Shard:
         """Returns every world-th of the batches that are not done."""
         finished = set(done)
         todo = [number for number in range(len(self.batches)) if number not in finished][rank::world]
@@ -172,18 +172,18 @@ class Indexed:
         if self.loader.num_workers:
             options["prefetch_factor"] = self.loader.prefetch_factor
 
-        def make() -> Iterable[Loaded]:
+        def make() -> Iterable[LoadedBatch]:
             return DataLoader(self.batches, batch_size=None, sampler=todo, collate_fn=_as_it_is, **options)
 
-        return SizedPart(make, len(todo))
+        return SizedShard(make, len(todo))
 
-    def again(self, indices: Sequence[int]) -> Iterator[Loaded]:
+    def again(self, indices: Sequence[int]) -> Iterator[LoadedBatch]:
         """Reads some samples once more."""
         for start in range(0, len(indices), self.batches.size):
             yield self.batches.read(indices[start : start + self.batches.size])
 
 
-class Stream:
+class IterableSource:
     """Any other iterable of batches: numbered as they come, on one process."""
 
     total: int | None = None
@@ -200,26 +200,26 @@ class Stream:
         """Returns a sample's position."""
         return str(index)
 
-    def _all(self) -> Iterator[Loaded]:
+    def _all(self) -> Iterator[LoadedBatch]:
         start = 0
         for number, batch in enumerate(self.loader):
             stop = start + len(split_sample(batch, self._unpack)[0])
-            yield Loaded(number, tuple(range(start, stop)), batch, {})
+            yield LoadedBatch(number, tuple(range(start, stop)), batch, {})
             start = stop
 
-    def first(self) -> Loaded:
+    def first(self) -> LoadedBatch:
         """Reads the first batch."""
         found = next(self._all(), None)
         if found is None:
             raise InputError(f"the data loader is empty: {type(self.loader).__name__} gave no batch to audit")
         return found
 
-    def shard(self, done: Collection[int], rank: int = 0, world: int = 1) -> Part:
+    def shard(self, done: Collection[int], rank: int = 0, world: int = 1) -> Shard:
         """Returns the batches that are not done."""
         finished = set(done)
-        return Part(lambda: (loaded for loaded in self._all() if loaded.number not in finished))
+        return Shard(lambda: (loaded for loaded in self._all() if loaded.number not in finished))
 
-    def again(self, indices: Sequence[int]) -> Iterator[Loaded]:
+    def again(self, indices: Sequence[int]) -> Iterator[LoadedBatch]:
         """Reads the batches that hold some samples once more."""
         wanted = set(indices)
         for loaded in self._all():
@@ -230,7 +230,7 @@ class Stream:
                 return
 
 
-Source = Indexed | Stream
+Source = MapStyleSource | IterableSource
 
 
 def open_source(loader: Any, unpack: Callable[[Any], Any] | None) -> Source:
@@ -241,12 +241,12 @@ def open_source(loader: Any, unpack: Callable[[Any], Any] | None) -> Source:
     """
     batched = isinstance(loader, DataLoader) and loader.batch_sampler is not None
     if batched and not isinstance(loader.dataset, IterableDataset):
-        return Indexed(loader)
+        return MapStyleSource(loader)
     if not isinstance(loader, Iterable):
         raise InputError(f"expected a data loader, got {type(loader).__name__}")
     if isinstance(loader, Sequence) and not loader:
         raise InputError("the data loader is empty: there is no batch to audit")
-    return Stream(loader, unpack)
+    return IterableSource(loader, unpack)
 
 
 def _indices(loader: DataLoader[Any]) -> Sequence[int]:

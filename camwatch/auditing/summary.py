@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from camwatch.auditing.verdicts import COLUMNS, RIGHT, UNMEASURED, UNREADABLE, VERDICTS, WRONG, WRONG_REASON, Row
-from camwatch.metrics.table import MEASURES
+from camwatch.metrics.table import AUDITED
 
 # What comes first on the sheet of the worst images.
 WORST_FIRST = (WRONG_REASON, WRONG, RIGHT, UNMEASURED)
@@ -103,7 +103,7 @@ class Tally:
         self._verdicts: dict[int | None, dict[str, int]] = defaultdict(lambda: dict.fromkeys(VERDICTS, 0))
         self._answers: dict[int | None, list[int]] = defaultdict(lambda: [0, 0])
         self._sums: dict[int | None, dict[str, tuple[float, int]]] = defaultdict(
-            lambda: dict.fromkeys(MEASURES, (0.0, 0))
+            lambda: dict.fromkeys(AUDITED, (0.0, 0))
         )
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -119,7 +119,7 @@ class Tally:
             right = row["label"] == row["predicted"]
             self._answers[label] = [self._answers[label][0] + right, self._answers[label][1] + 1]
         sums = self._sums[label]
-        for measure in MEASURES:
+        for measure in AUDITED:
             if row[measure] is not None:
                 total, count = sums[measure]
                 sums[measure] = (total + row[measure], count + 1)
@@ -137,7 +137,7 @@ class Tally:
         verdicts = {verdict: sum(self._verdicts[m][verdict] for m in members) for verdict in VERDICTS}
         right, answers = (sum(self._answers[m][k] for m in members) for k in (0, 1))
         means = {}
-        for measure in MEASURES:
+        for measure in AUDITED:
             total, count = (sum(self._sums[m][measure][k] for m in members) for k in (0, 1))
             means[measure] = total / count if count else math.nan
         accuracy = right / answers if answers else math.nan
@@ -175,10 +175,10 @@ def summary_path(table: Path) -> Path:
 
 def summary_rows(summaries: Iterable[ClassSummary]) -> Iterator[list[Any]]:
     """Yields the lines of the summary per class, the head first."""
-    yield ["label", "name", "images", "accuracy", "wrong_reason", *VERDICTS, *MEASURES]
+    yield ["label", "name", "images", "accuracy", "wrong_reason", *VERDICTS, *AUDITED]
     for one in summaries:
         numbers = [one.accuracy, one.wrong_reason]
-        means = [one.means[measure] for measure in MEASURES]
+        means = [one.means[measure] for measure in AUDITED]
         yield [
             one.label,
             one.name,

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from camwatch.metrics.table import LEAST_CEILING, MEASURES
+from camwatch.metrics.table import AUDITED, LEAST_CEILING
 
 RIGHT, WRONG_REASON, WRONG = "right", "right for the wrong reason", "wrong"
 UNMEASURED, UNREADABLE = "not measurable", "unreadable"
 VERDICTS = (RIGHT, WRONG_REASON, WRONG, UNMEASURED, UNREADABLE)
-COLUMNS = ("index", "id", "label", "predicted", "probability", "label_probability", *MEASURES, "verdict", "note")
+COLUMNS = ("index", "id", "label", "predicted", "probability", "label_probability", *AUDITED, "verdict", "note")
 
 
 Row = list[Any]

@@ -1,6 +1,6 @@
 """Rules over the history of snapshots: records in, findings out; they never run a model.
 
-A detector has a ``name``, ``update(snapshot) -> Alarm | None``, and its state as plain data in ``state_dict()``
+A detector has a ``name``, ``update(snapshot) -> Finding | None``, and its state as plain data in ``state_dict()``
 and ``load_state_dict(state)``. One that also judges the end of training has ``finish(snapshot)``.
 """
 

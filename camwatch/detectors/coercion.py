@@ -40,7 +40,7 @@ def coerce(given: Any) -> list[Detector]:
 
     Args:
         given: "default", or a sequence (empty for none) of detectors, of their names, and of functions
-            (snapshot) -> Alarm | None; one of these alone is taken as well.
+            (snapshot) -> Finding | None; one of these alone is taken as well.
 
     Raises:
         InputError: A name is unknown, an entry is none of these, or two detectors have one name.
@@ -65,7 +65,7 @@ def coerce(given: Any) -> list[Detector]:
     return found
 
 
-_VALID = f"'default', or a sequence of detectors, functions (snapshot) -> Alarm | None, and {sorted(_DETECTORS)}"
+_VALID = f"'default', or a sequence of detectors, functions (snapshot) -> Finding | None, and {sorted(_DETECTORS)}"
 
 
 def _one(entry: Any) -> Detector:

@@ -11,7 +11,7 @@ import torch
 from camwatch.detectors.behaviour import right
 from camwatch.detectors.sentences import alarm, listing
 from camwatch.detectors.state import Episode, restore, save
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 
 
 @dataclass(eq=False)
@@ -33,7 +33,7 @@ class DeadMaps:
     name: str = "dead_maps"
     _episode: Episode = field(default_factory=Episode, init=False, repr=False)
 
-    def update(self, snapshot: Snapshot) -> Alarm | None:
+    def update(self, snapshot: Snapshot) -> Finding | None:
         """Judges one more snapshot."""
         mass = snapshot.per_image.get("map_mass")
         if snapshot.error is not None or mass is None or not len(mass):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from camwatch.errors import InputError
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 
 
 @runtime_checkable
@@ -16,7 +16,7 @@ class Detector(Protocol):
 
     name: str
 
-    def update(self, snapshot: Snapshot) -> Alarm | None:
+    def update(self, snapshot: Snapshot) -> Finding | None:
         """Judges one more snapshot, which was measured without an error."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -33,26 +33,26 @@ class Custom:
     Example:
         >>> import torch
         >>> def sees_blue(snapshot):
-        ...     return Alarm("sees_blue", snapshot.epoch, snapshot.global_step, "It is blue.")
+        ...     return Finding("sees_blue", snapshot.epoch, snapshot.global_step, "It is blue.")
         >>> detector = Custom(sees_blue, "sees_blue")
-        >>> from camwatch.records import Alarm, Snapshot
+        >>> from camwatch.records import Finding, Snapshot
         >>> label = torch.zeros(1, dtype=torch.int64)
         >>> detector.name, detector.update(Snapshot(3, 30, 3, None, label, label, torch.ones(1))).message
         ('sees_blue', 'It is blue.')
     """
 
-    function: Callable[[Snapshot], Alarm | None]
+    function: Callable[[Snapshot], Finding | None]
     name: str
 
-    def update(self, snapshot: Snapshot) -> Alarm | None:
+    def update(self, snapshot: Snapshot) -> Finding | None:
         """Asks the function.
 
         Raises:
-            InputError: It returned something else than an Alarm or None.
+            InputError: It returned something else than an Finding or None.
         """
         found = self.function(snapshot)
-        if found is not None and not isinstance(found, Alarm):
-            raise InputError(f"the detector {self.name!r} has to return an Alarm or None, got {type(found).__name__}")
+        if found is not None and not isinstance(found, Finding):
+            raise InputError(f"the detector {self.name!r} has to return an Finding or None, got {type(found).__name__}")
         return found
 
     def state_dict(self) -> dict[str, Any]:

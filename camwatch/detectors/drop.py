@@ -12,7 +12,7 @@ from torch import Tensor
 from camwatch.detectors import sentences
 from camwatch.detectors.baseline import Baseline, check_counts, judge
 from camwatch.detectors.state import Episode, Looks, restore, save
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 from camwatch.statistics import Test, holm, mean_test
 
 
@@ -31,7 +31,7 @@ class Drop:
     With b_i an image's mean share over the first ``baseline`` snapshots and d_i = b_i - s_i(t):
     tau^2 = max(``jitter``^2, half the mean squared difference of successive panel means, the largest left out),
     and z = (mean d - ``margin``) / sqrt(var(d)/N + tau^2 (1 + 1/``baseline``)), one-sided against t with N - 1
-    degrees of freedom. Alarm when p < alpha/K at ``looks`` looks in a row, K being the planned looks; where K
+    degrees of freedom. Finding when p < alpha/K at ``looks`` looks in a row, K being the planned looks; where K
     is unknown or changes, at the level 6 alpha/(pi k)^2 for the k-th look. Once per episode.
 
     Snapshots of a random head (accuracy not above chance) are no baseline. Images whose share is undefined are
@@ -79,7 +79,7 @@ class Drop:
         if self.reference is not None:
             self._baseline.rows = [self.reference.float()]
 
-    def update(self, snapshot: Snapshot) -> Alarm | None:
+    def update(self, snapshot: Snapshot) -> Finding | None:
         """Judges one more snapshot."""
         values = snapshot.per_image.get(sentences.SHARE)
         if snapshot.error is not None or values is None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from camwatch.detectors.coercion import coerce
 from camwatch.detectors.detector import Custom, Detector
 from camwatch.errors import CamwatchWarning
-from camwatch.records import Alarm, Snapshot
+from camwatch.probes.cue import cue_sentence
+from camwatch.records import Finding, Snapshot
 
 
-def advance(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Alarm]:
+def advance(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Finding]:
     """Hands a snapshot to every detector and returns their alarms; a failed snapshot is judged by none."""
     if snapshot.error is not None:
         return []
     return [alarm for detector in detectors if (alarm := detector.update(snapshot)) is not None]
 
 
-def finish(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Alarm]:
+def finish(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Finding]:
     """Hands the last snapshot of a training that has ended to the detectors that judge the end."""
     enders = [detector for detector in detectors if hasattr(detector, "finish")]
     if snapshot.error is not None:
@@ -27,7 +29,7 @@ def finish(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Alarm]:
     return [alarm for ender in enders if (alarm := ender.finish(snapshot)) is not None]
 
 
-Judge = Callable[[list[Any], Snapshot], list[Alarm]]
+Judge = Callable[[list[Any], Snapshot], list[Finding]]
 
 
 def make_detectors(given: Any, states: Mapping[str, Any] | None = None) -> list[Any]:
@@ -53,9 +55,9 @@ def make_detectors(given: Any, states: Mapping[str, Any] | None = None) -> list[
 
 def judge_each(
     detectors: list[Any], judge: Judge, snapshot: Snapshot, warn_once: Callable[[str, str], None]
-) -> list[Alarm]:
+) -> list[Finding]:
     """Lets every detector judge; one that fails keeps none of the others from it."""
-    alarms: list[Alarm] = []
+    alarms: list[Finding] = []
     for detector in detectors:
         try:
             alarms += judge([detector], snapshot)
@@ -67,3 +69,21 @@ def judge_each(
                 f"the detector {detector.name!r} failed and was passed over: {type(error).__name__}: {error}",
             )
     return alarms
+
+
+def with_since(findings: Sequence[Finding], earlier: Sequence[Finding]) -> list[Finding]:
+    """Returns the findings with the epoch in which the run first found the same, which is now where it is new.
+
+    Example:
+        >>> first, again = Finding("drop", 3, 30, "fell"), Finding("drop", 7, 70, "fell")
+        >>> [found.since for found in with_since([again], with_since([first], []))]
+        [3]
+    """
+    known = {finding.key: finding.since for finding in reversed(earlier)}
+    return [dataclasses.replace(one, since=known.get(one.key, one.epoch)) for one in findings]
+
+
+def with_cue(finding: Finding, cue: Mapping[str, Any]) -> Finding:
+    """Returns a finding that also says where the cue lies, from the evidence that ``Cue.evidence`` gave."""
+    evidence = {**finding.evidence, "cue": dict(cue)}
+    return dataclasses.replace(finding, message=f"{finding.message} {cue_sentence(cue)}", evidence=evidence)

@@ -12,7 +12,7 @@ from torch import Tensor
 from camwatch.detectors import sentences
 from camwatch.detectors.behaviour import knows
 from camwatch.detectors.state import Episode, Looks, restore, save
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 from camwatch.statistics import Test, mean_test
 
 
@@ -72,7 +72,7 @@ class Level:
     _forbidden: Episode = field(default_factory=Episode, init=False, repr=False)
     _first: _First = field(default_factory=_First, init=False, repr=False)
 
-    def update(self, snapshot: Snapshot) -> Alarm | None:
+    def update(self, snapshot: Snapshot) -> Finding | None:
         """Judges one more snapshot."""
         if snapshot.error is not None:
             return None
@@ -92,7 +92,7 @@ class Level:
             return None
         return self._alarm(snapshot, {k: (tests[k], shortfalls[k]) for k in raised}, level)
 
-    def finish(self, snapshot: Snapshot) -> Alarm | None:
+    def finish(self, snapshot: Snapshot) -> Finding | None:
         """Judges the last snapshot of a training that has ended."""
         share, area = (snapshot.per_image.get(key) for key in (sentences.SHARE, "region_area"))
         first = self._first.shares
@@ -140,7 +140,7 @@ class Level:
             found["forbidden"] = forbidden - zone
         return found
 
-    def _alarm(self, snapshot: Snapshot, raised: dict[str, tuple[Test, Tensor]], level: float) -> Alarm:
+    def _alarm(self, snapshot: Snapshot, raised: dict[str, tuple[Test, Tensor]], level: float) -> Finding:
         said = {
             "uniform": "The share of the map inside the regions is below that of a uniform map by",
             "floor": f"The share of the map inside the regions is below the floor of {self.floor} by",

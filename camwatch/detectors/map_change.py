@@ -9,7 +9,7 @@ from typing import Any
 from camwatch.detectors import sentences
 from camwatch.detectors.baseline import Baseline, check_counts, judge
 from camwatch.detectors.state import Episode, Looks, restore, save
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class MapChange:
     def __post_init__(self) -> None:
         check_counts(self.baseline, self.looks)
 
-    def update(self, snapshot: Snapshot) -> Alarm | None:
+    def update(self, snapshot: Snapshot) -> Finding | None:
         """Judges one more snapshot."""
         values = snapshot.per_image.get("map_similarity")
         if snapshot.error is not None or values is None or bool((values[values.isfinite()] > 0.9999).all()):

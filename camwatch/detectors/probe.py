@@ -10,7 +10,7 @@ from typing import Any
 from camwatch.detectors import sentences
 from camwatch.detectors.behaviour import Limits, Reliance, reliance, relies, right
 from camwatch.detectors.state import Episode, Looks, restore, save
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 from camwatch.statistics import at_least, holm
 
 
@@ -42,7 +42,7 @@ class Probe:
     _looks: Looks = field(default_factory=Looks, init=False, repr=False)
     _episode: Episode = field(default_factory=Episode, init=False, repr=False)
 
-    def update(self, snapshot: Snapshot) -> Alarm | None:
+    def update(self, snapshot: Snapshot) -> Finding | None:
         """Judges one more snapshot."""
         if snapshot.error is not None or reliance(snapshot, limits=self.limits) is None:
             return None
@@ -55,7 +55,7 @@ class Probe:
             return None
         return self._alarm(snapshot, found, level)
 
-    def _alarm(self, snapshot: Snapshot, found: Reliance, level: float) -> Alarm:
+    def _alarm(self, snapshot: Snapshot, found: Reliance, level: float) -> Finding:
         context = snapshot.per_image["swap_context"]
         followed = (right(snapshot) == 1) & (context > 0)
         worst = [i for i in sentences.worst(context, len(context)) if followed[i]]

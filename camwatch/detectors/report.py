@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from camwatch.detectors.behaviour import reliance
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 
 _MEASURES = {
     "relevance_mass_accuracy": "share of the map inside the regions",
@@ -18,7 +18,7 @@ _MEASURES = {
 }
 
 
-def summary(history: Sequence[Snapshot], alarms: Sequence[Alarm], detectors: Iterable[Any]) -> str:
+def summary(history: Sequence[Snapshot], alarms: Sequence[Finding], detectors: Iterable[Any]) -> str:
     """Says in a few lines what was measured, what was found, and what cannot be concluded.
 
     Args:
@@ -51,7 +51,7 @@ def summary(history: Sequence[Snapshot], alarms: Sequence[Alarm], detectors: Ite
     return "\n".join(lines)
 
 
-def _alarms_said(alarms: Sequence[Alarm]) -> str:
+def _alarms_said(alarms: Sequence[Finding]) -> str:
     if not alarms:
         return "No alarm was raised. That does not mean that there is no shortcut:"
     raised = ", ".join(f"{alarm.detector} at epoch {alarm.epoch}" for alarm in alarms)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camwatch.detectors.behaviour import reliance, relies, right
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 from camwatch.statistics import Test
 
 SHARE = "relevance_mass_accuracy"
@@ -45,7 +45,7 @@ def behaviour(snapshot: Snapshot) -> tuple[str, str]:
     return "unconfirmed", f"Map moved, behaviour unconfirmed: {numbers}."
 
 
-def moved(detector: str, snapshot: Snapshot, sentences: Sequence[str], evidence: dict[str, Any]) -> Alarm:
+def moved(detector: str, snapshot: Snapshot, sentences: Sequence[str], evidence: dict[str, Any]) -> Finding:
     """Makes an alarm of a finding about maps, and says whether behaviour agrees with it."""
     label, sentence = behaviour(snapshot)
     said = [*sentences, sentence, *(wrong_said(snapshot) if label == "agrees" else [])]
@@ -55,9 +55,11 @@ def moved(detector: str, snapshot: Snapshot, sentences: Sequence[str], evidence:
     return alarm(detector, snapshot, said, {**evidence, **more}, NEXT[label])
 
 
-def alarm(detector: str, snapshot: Snapshot, sentences: Sequence[str], evidence: dict[str, Any], advice: str) -> Alarm:
+def alarm(
+    detector: str, snapshot: Snapshot, sentences: Sequence[str], evidence: dict[str, Any], advice: str
+) -> Finding:
     """Makes an alarm of sentences, their data, and what a person can do next."""
-    return Alarm(
+    return Finding(
         detector=detector,
         epoch=snapshot.epoch,
         global_step=snapshot.global_step,

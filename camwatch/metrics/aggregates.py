@@ -25,7 +25,7 @@ from camwatch.errors import InputError
 from camwatch.metrics.agreement import between_class_agreement, standardized
 from camwatch.metrics.faithfulness import (
     SHARES,
-    Predict,
+    PredictProbabilities,
     average_drop,
     average_increase,
     deletion_auc,
@@ -146,7 +146,7 @@ class _Faithfulness(MeanOverImages):
     ) -> None:
         super().__init__(num_classes, {"batch_size": batch_size, **(options or {})}, **kwargs)
 
-    def update(self, predict: Predict, images: Tensor, maps: Tensor, targets: Tensor) -> None:
+    def update(self, predict: PredictProbabilities, images: Tensor, maps: Tensor, targets: Tensor) -> None:
         """Adds a batch; the arguments are those of ``camwatch.metrics.faithfulness``."""
         self._add(self._function(predict, images, maps, targets, **self.options), targets)
 

@@ -26,7 +26,7 @@ from camwatch.errors import InputError, unknown
 from camwatch.metrics.imputation import Fill, filled, impute_linearly, places, upsampled
 from camwatch.metrics.preparation import defined
 
-Predict: TypeAlias = Callable[[Tensor], Tensor]
+PredictProbabilities: TypeAlias = Callable[[Tensor], Tensor]
 Mode: TypeAlias = Literal["deletion", "insertion"]
 
 # Of the pixels, which are removed one after the other for ROAD.
@@ -34,7 +34,7 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def deletion_auc(
-    predict: Predict,
+    predict: PredictProbabilities,
     images: Tensor,
     maps: Tensor,
     targets: Tensor,
@@ -63,7 +63,7 @@ def deletion_auc(
 
 
 def insertion_auc(
-    predict: Predict,
+    predict: PredictProbabilities,
     images: Tensor,
     maps: Tensor,
     targets: Tensor,
@@ -92,7 +92,7 @@ def insertion_auc(
 
 
 def perturbation_curve(
-    predict: Predict,
+    predict: PredictProbabilities,
     images: Tensor,
     maps: Tensor,
     targets: Tensor,
@@ -137,7 +137,9 @@ def perturbation_curve(
     return defined(curve, sound[:, None])
 
 
-def average_drop(predict: Predict, images: Tensor, maps: Tensor, targets: Tensor, *, batch_size: int = 64) -> Tensor:
+def average_drop(
+    predict: PredictProbabilities, images: Tensor, maps: Tensor, targets: Tensor, *, batch_size: int = 64
+) -> Tensor:
     """Returns the share of the target's probability that is lost when the image is multiplied by its heatmap.
 
     max(0, p - q) / p with q the probability of heatmap * image, the heatmap scaled to a maximum of 1; low is
@@ -150,7 +152,7 @@ def average_drop(predict: Predict, images: Tensor, maps: Tensor, targets: Tensor
 
 
 def average_increase(
-    predict: Predict, images: Tensor, maps: Tensor, targets: Tensor, *, batch_size: int = 64
+    predict: PredictProbabilities, images: Tensor, maps: Tensor, targets: Tensor, *, batch_size: int = 64
 ) -> Tensor:
     """Returns 1 where the target's probability grows when the image is multiplied by its heatmap, else 0.
 
@@ -161,7 +163,7 @@ def average_increase(
 
 
 def road(
-    predict: Predict,
+    predict: PredictProbabilities,
     images: Tensor,
     maps: Tensor,
     targets: Tensor,
@@ -206,7 +208,7 @@ def road(
 
 
 def _masked(
-    predict: Predict, images: Tensor, maps: Tensor, targets: Tensor, batch_size: int
+    predict: PredictProbabilities, images: Tensor, maps: Tensor, targets: Tensor, batch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     heatmaps, sound = upsampled(images, maps)
     targets = _checked(images, targets, batch_size)
@@ -229,7 +231,7 @@ def _checked(images: Tensor, targets: Tensor, batch_size: int) -> Tensor:
     return targets.to(images.device, torch.int64)
 
 
-def _probabilities(predict: Predict, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+def _probabilities(predict: PredictProbabilities, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
     """Returns the targets' probabilities of all batches, one after the other."""
     found = []
     for images, targets in batches:

@@ -33,7 +33,7 @@ def read_aligned(
 
     if not len(paths):
         raise PanelError("no panel can be made of no files")
-    given = [None] * len(paths) if regions is None else _match(paths, regions, labels)
+    given = [None] * len(paths) if regions is None else match_regions(paths, regions, labels)
     through = _joint(transform, regions is not None)
     images, moved, cut = [], [], list[str]()
     for path, entry in zip(paths, given, strict=True):
@@ -53,7 +53,12 @@ def read_aligned(
     return torch.stack(images), without_empty(moved)
 
 
-def _match(paths: Sequence[Any], regions: Any, labels: Any) -> list[Any]:
+def match_regions(paths: Sequence[Any], regions: Any, labels: Any) -> list[Any]:
+    """Returns each file's entry among regions: in their order, from a callable, or by its name in a mapping.
+
+    Raises:
+        PanelError: There are fewer or more regions than files, or no name is found.
+    """
     if callable(regions):
         return [regions(path) for path in paths]
     if not isinstance(regions, Mapping):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from camwatch.errors import InputError, PanelError
+from camwatch.files import fingerprint
 from camwatch.regions.regions import Regions
 
+if TYPE_CHECKING:
+    from camwatch.archive.reading import ArchivedRun
+
+STATE = ("images", "labels", "regions", "class_names", "ids", "denormalize", "rgb")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -137,6 +143,32 @@ class Panel:
             rgb=rgb,
         )
 
+    @classmethod
+    def from_archive(cls, run: ArchivedRun | str | Path, regions: Any = None) -> Panel:
+        """Makes the panel of a run that is over, with its own regions or with ones drawn later.
+
+        Args:
+            run: As ``load_archive`` returns it, or the archive's folder.
+            regions: One entry per image, a mapping from image id to entry, or a COCO JSON file, on the pixels of the
+                images as the model takes them; None: those of the run.
+
+        Raises:
+            PanelError: The archive has no images, because they were not to be stored.
+            RegionError: A region does not fit its image.
+        """
+        from camwatch.archive.tensors import load_archive
+        from camwatch.panel.archived import regions_of
+
+        run = load_archive(run) if isinstance(run, (str, Path)) else run
+        if run.panel.get("images") is None:
+            raise PanelError(f"the archive {run.path} has no images: they were not stored (store_images=False)")
+        own = cls.from_state({key: run.panel.get(key) for key in STATE})
+        return (
+            own
+            if regions is None
+            else cls.from_state({**own.state_dict(), "regions": regions_of(run, regions).state_dict()})
+        )
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -180,6 +212,21 @@ class Panel:
             "rgb": self.rgb,
         }
 
+    def describe(self) -> dict[str, str | None]:
+        """Returns checksums by which another panel is recognized: of images, labels and regions.
+
+        Example:
+            >>> one, other = Panel(torch.zeros(1, 1, 4, 4), [0]), Panel(torch.zeros(1, 1, 4, 4), [1])
+            >>> [key for key, value in one.describe().items() if value != other.describe()[key]]
+            ['labels']
+        """
+        zones = {} if self.regions is None else self.regions.state_dict()
+        return {
+            "images": _checksum(self.images),
+            "labels": None if self.labels is None else _checksum(self.labels),
+            "regions": None if self.regions is None else _checksum(*(zones[zone] for zone in sorted(zones))),
+        }
+
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Panel:
         """Makes the panel that ``state_dict`` described."""
@@ -187,11 +234,21 @@ class Panel:
         return cls(**{**state, "regions": None if regions is None else Regions.from_state(regions)})
 
 
+def _checksum(*tensors: Tensor | None) -> str:
+    held = [torch.empty(0) if tensor is None else tensor.contiguous() for tensor in tensors]
+    return "sha " + fingerprint(*(part for t in held for part in (f"{t.dtype} {tuple(t.shape)}".encode(), _bytes(t))))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
 def _tensor(given: Any, what: str) -> Tensor:
+    """Returns a tensor of the panel's own: what a caller does to theirs later changes nothing."""
     if isinstance(given, Tensor):
-        return given.detach().as_subclass(Tensor).cpu()
+        return given.detach().as_subclass(Tensor).to("cpu", copy=True)
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given).clone()
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"{type(given).__name__}: {error}"
         raise PanelError(f"expected {what} as a tensor or array, got {got}") from None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
+
+from camwatch.pictures.colours import to_uint8
 
 
 def to_png(image: Tensor) -> bytes:
@@ -40,3 +43,25 @@ def _pillow(image: Tensor) -> Any:
 
     # Merged from planes: faster than bringing the bands together in torch.
     return Image.merge("RGB", [Image.fromarray(band.numpy()) for band in image.cpu().contiguous()])
+
+
+def small_jpeg(image: Tensor, side: int = 256, quality: int = 85) -> bytes:
+    """Encodes a (3, H, W) uint8 image as JPEG whose longer side has at most so many pixels.
+
+    Example:
+        >>> import torch
+        >>> len(small_jpeg(torch.zeros(3, 512, 512, dtype=torch.uint8))) < 2000
+        True
+    """
+    picture = _pillow(image)
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def panel_pictures(images: Tensor) -> Iterator[tuple[bytes, bytes]]:
+    """Yields each image of (N, 3, H, W) in [0, 1] as PNG and as small JPEG."""
+    for image in images:
+        shown = to_uint8(image)
+        yield to_png(shown), small_jpeg(shown)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camwatch.errors import InputError
 
-Predict = Callable[[Tensor], Tensor]
+PredictScores = Callable[[Tensor], Tensor]
 
 
 Box = tuple[int, int, int, int]
@@ -41,7 +41,7 @@ def whole_boxes(images: Tensor, labels: Tensor, boxes: Tensor) -> list[Box | Non
 
 
 @torch.no_grad()
-def scores_of(predict: Predict, images: Sequence[Tensor], batch_size: int) -> Tensor:
+def scores_of(predict: PredictScores, images: Sequence[Tensor], batch_size: int) -> Tensor:
     """Returns (N, classes) on the CPU."""
     found = []
     for start in range(0, len(images), batch_size):
@@ -54,7 +54,7 @@ def scores_of(predict: Predict, images: Sequence[Tensor], batch_size: int) -> Te
     return torch.cat(found) if found else torch.zeros(0, 1)
 
 
-def answer(predict: Predict, images: Sequence[Tensor], batch_size: int) -> Tensor:
+def answer(predict: PredictScores, images: Sequence[Tensor], batch_size: int) -> Tensor:
     """Returns (N,) int64 on the CPU: the class with the highest score, -1 where scores are not finite."""
     return best_class(scores_of(predict, images, batch_size))
 

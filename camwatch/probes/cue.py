@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from camwatch.errors import InputError
 from camwatch.panel.panel import Panel
-from camwatch.probes.composing import Predict
+from camwatch.probes.composing import PredictScores
 from camwatch.probes.transplanting import transplant
 
 GRID = (8, 8)
@@ -35,23 +37,30 @@ class Cue:
     images: Tensor
 
     @property
-    def sentence(self) -> str:
-        """What was found, for a person."""
-        if self.box is None:
-            return "No single place outside of the regions carries the answers when its patch is moved between images."
-        x1, y1, x2, y2 = self.box
-        return (
-            f"The cue lies at x {x1} to {x2}, y {y1} to {y2}: the patch of another class's image, moved there, goes "
-            f"{self.rate:.0%} of the way to that image's answer."
-        )
-
-    @property
     def evidence(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return {"box": self.box, "rate": self.rate, "next_rate": self.next_rate, "rates": self.rates.tolist()}
+        """The same as plain data, None where a rate is undefined."""
+        rates = [[rate if math.isfinite(rate) else None for rate in row] for row in self.rates.tolist()]
+        box = None if self.box is None else list(self.box)
+        return {"box": box, "rate": self.rate, "next_rate": self.next_rate, "rates": rates}
 
 
-def find_cue(predict: Predict, panel: Panel, grid: tuple[int, int] = GRID) -> Cue:
+def cue_sentence(evidence: Mapping[str, Any]) -> str:
+    """Says for a person what ``Cue.evidence`` says as data.
+
+    Example:
+        >>> cue_sentence({"box": [0, 0, 2, 2], "rate": 0.5})[:38]
+        'The cue lies at x 0 to 2, y 0 to 2: th'
+    """
+    if evidence["box"] is None:
+        return "No single place outside of the regions carries the answers when its patch is moved between images."
+    x1, y1, x2, y2 = evidence["box"]
+    return (
+        f"The cue lies at x {x1} to {x2}, y {y1} to {y2}: the patch of another class's image, moved there, goes "
+        f"{evidence['rate']:.0%} of the way to that image's answer."
+    )
+
+
+def find_cue(predict: PredictScores, panel: Panel, grid: tuple[int, int] = GRID) -> Cue:
     """Runs the transplant probe on a panel; windows that touch a region are left out where there are regions.
 
     Runs (rows - 1) x (columns - 1) x N forward passes of one image.
@@ -75,12 +84,12 @@ def find_cue(predict: Predict, panel: Panel, grid: tuple[int, int] = GRID) -> Cu
         raise InputError("naming the cue needs a panel with labels")
     boxes = None if panel.regions is None else panel.regions.boxes()
     found = transplant(predict, panel.images, panel.labels, grid=grid, boxes=boxes)
-    best = found.rates.flatten().nan_to_num(-1).topk(2).values.clamp(min=0)
+    best = found.rates.flatten().nan_to_num(-1).sort(descending=True).values.clamp(min=0)
     firsts = [int((panel.labels == label).nonzero()[0]) for label in sorted(set(panel.labels.tolist()))]
     return Cue(
         box=found.box if found.cell is not None else None,
         rate=float(best[0]),
-        next_rate=float(best[1]),
+        next_rate=float(best[1]) if len(best) > 1 else 0.0,
         rates=found.rates,
         images=torch.tensor(firsts),
     )

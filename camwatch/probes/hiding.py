@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from camwatch.probes.composing import Box, Predict, answer, area, fill_border, fill_mean, whole_boxes
+from camwatch.probes.composing import (
+    Box,
+    PredictScores,
+    area,
+    best_class,
+    fill_border,
+    fill_mean,
+    scores_of,
+    whole_boxes,
+)
+
+FILLS = {"mean": fill_mean, "border": fill_border}
+Note = Callable[[str, list[tuple[int, Box]], Tensor], None]
 
 
 def hide(
-    predict: Predict,
+    predict: PredictScores,
     images: Tensor,
     labels: Tensor,
     boxes: Tensor,
     context: float = 0.1,
     batch_size: int = 64,
+    note: Note | None = None,
 ) -> Tensor:
     """Asks whether the label is still given when the box is hidden, under two fills that must agree.
 
@@ -32,6 +45,7 @@ def hide(
         boxes: (N, 4).
         context: Smallest share of the image that has to be left; NaN below.
         batch_size: How many images ``predict`` is given at once.
+        note: Called with each fill's name, the images and boxes that were hidden, and their scores.
 
     Returns:
         (N,) float32: 1 where both answers are the label, 0 where not, NaN where nothing can be hidden.
@@ -49,10 +63,12 @@ def hide(
     found = whole_boxes(images, labels, boxes)
     most = (1 - context) * images.shape[2] * images.shape[3]
     asked = [box if box is not None and area(box) < most else None for box in found]
-    return _survives(predict, images, labels, asked, batch_size)
+    return _survives(predict, images, labels, asked, batch_size, note)
 
 
-def hide_elsewhere(predict: Predict, images: Tensor, labels: Tensor, boxes: Tensor, batch_size: int = 64) -> Tensor:
+def hide_elsewhere(
+    predict: PredictScores, images: Tensor, labels: Tensor, boxes: Tensor, batch_size: int = 64
+) -> Tensor:
     """Asks the same as ``hide`` of a box of the same area outside the given one, as far away as possible.
 
     What a hole of that size costs by itself. The box keeps its shape where it can, becomes a strip where only
@@ -70,15 +86,24 @@ def hide_elsewhere(predict: Predict, images: Tensor, labels: Tensor, boxes: Tens
     return _survives(predict, images, labels, placed, batch_size)
 
 
-def _survives(predict: Predict, images: Tensor, labels: Tensor, boxes: Sequence[Box | None], batch_size: int) -> Tensor:
+def _survives(
+    predict: PredictScores,
+    images: Tensor,
+    labels: Tensor,
+    boxes: Sequence[Box | None],
+    batch_size: int,
+    note: Note | None = None,
+) -> Tensor:
     """Returns (N,): 1 where the label is given with the box hidden under both fills, NaN without a box."""
     result = torch.full((len(images),), math.nan)
     asked = [(i, box) for i, box in enumerate(boxes) if box is not None]
     index = torch.tensor([i for i, _ in asked], dtype=torch.int64)
     kept = torch.ones(len(asked), dtype=torch.bool)
-    for fill in (fill_mean, fill_border):
-        answers = answer(predict, [fill(images[i], box) for i, box in asked], batch_size)
-        kept &= answers == labels.cpu()[index]
+    for name, fill in FILLS.items():
+        scores = scores_of(predict, [fill(images[i], box) for i, box in asked], batch_size)
+        kept &= best_class(scores) == labels.cpu()[index]
+        if note is not None:
+            note(name, asked, scores)
     result[index] = kept.float()
     return result
 

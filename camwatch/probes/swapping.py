@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from camwatch.probes.composing import Box, Predict, answer, fill_border, whole_boxes
+from camwatch.probes.composing import Box, PredictScores, answer, fill_border, whole_boxes
 from camwatch.probes.pairing import _mean_by_image, _pair
 
 
@@ -32,7 +32,7 @@ class Swap:
 
 
 def swap(
-    predict: Predict,
+    predict: PredictScores,
     images: Tensor,
     labels: Tensor,
     boxes: Tensor,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import InputError
-from camwatch.probes.composing import Box, Predict, best_class, overlap, scores_of, whole_boxes
+from camwatch.probes.composing import Box, PredictScores, best_class, overlap, scores_of, whole_boxes
 from camwatch.probes.pairing import _mean_by_image, _pair
 
 
@@ -33,7 +33,7 @@ class Transplant:
 
 
 def transplant(
-    predict: Predict,
+    predict: PredictScores,
     images: Tensor,
     labels: Tensor,
     grid: tuple[int, int] = (8, 8),

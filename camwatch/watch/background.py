@@ -16,14 +16,14 @@ from camwatch.errors import CamwatchWarning
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-class Notes:
+class WarningQueue:
     """What went wrong on other threads, to be told on this one: the first of each kind, later ones are counted.
 
     Example:
-        >>> notes = Notes()
-        >>> notes.add("disk", "the disk is full")
-        >>> notes.add("disk", "the disk is full")
-        >>> notes.take(), notes.take()
+        >>> queue = WarningQueue()
+        >>> queue.add("disk", "the disk is full")
+        >>> queue.add("disk", "the disk is full")
+        >>> queue.take(), queue.take()
         (['the disk is full. Further ones of this kind are not reported'], [])
     """
 
@@ -62,7 +62,7 @@ class BackgroundWriter:
     Args:
         capacity: Jobs that may be pending, the one that runs included.
         patience: Seconds that ``submit`` waits at most.
-        notes: Where errors are kept until a caller can be warned; writers that share them report a fault once.
+        queue: Where errors are kept until a caller can be warned; writers that share them report a fault once.
 
     Example:
         >>> writer, done = BackgroundWriter(), []
@@ -74,9 +74,9 @@ class BackgroundWriter:
         [0, 1, 2]
     """
 
-    def __init__(self, capacity: int = 8, patience: float = 10.0, notes: Notes | None = None) -> None:
+    def __init__(self, capacity: int = 8, patience: float = 10.0, queue: WarningQueue | None = None) -> None:
         self.capacity, self.patience = capacity, patience
-        self._notes = notes or Notes()
+        self._queue = queue or WarningQueue()
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._thread: threading.Thread | None = None
@@ -92,7 +92,7 @@ class BackgroundWriter:
                 self._jobs.append((job, args))
                 self._start()
             else:
-                self._notes.add(
+                self._queue.add(
                     "full",
                     f"writing is too slow: {self.capacity} jobs are pending for {self.patience:g} s, new ones are "
                     "dropped until it goes on",
@@ -117,7 +117,7 @@ class BackgroundWriter:
                 dropped = len(self._jobs) - 1
                 while len(self._jobs) > 1:
                     self._jobs.pop()
-                self._notes.add(
+                self._queue.add(
                     "closed",
                     f"writing did not end within {timeout:g} s: one job is left running, {dropped} were dropped",
                 )
@@ -149,7 +149,7 @@ class BackgroundWriter:
                 # A full disk or a read-only folder is one fault, whichever job meets it.
                 number = getattr(error, "errno", None)
                 kind = f"{type(error).__name__} {name if number is None else number}"
-                self._notes.add(kind, f"{name} failed and training goes on: {type(error).__name__}: {error}")
+                self._queue.add(kind, f"{name} failed and training goes on: {type(error).__name__}: {error}")
             del job, args
             with self._changed:
                 self._jobs.popleft()
@@ -159,7 +159,7 @@ class BackgroundWriter:
                     return
 
     def _hand_back(self) -> None:
-        for message in self._notes.take():
+        for message in self._queue.take():
             warnings.warn(message, CamwatchWarning, stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from camwatch import __version__
+from camwatch.archive.writing import free_folder, take_over, write_end, write_run, write_snapshot
+from camwatch.measures import measured_lines, panel_intervals
 from camwatch.panel.panel import Panel
+from camwatch.pictures.encoding import panel_pictures
 from camwatch.pictures.film_sheet import Frame
 from camwatch.probes.cue import Cue
-from camwatch.records import Alarm, Snapshot
-from camwatch.watch.archive import Archive
-from camwatch.watch.background import BackgroundWriter, Notes
-from camwatch.watch.publish import Sheets, publish, publish_cue, publish_panel, publish_scalars, publish_texts
-from camwatch.watch.snapshot import Measured
+from camwatch.records import Finding, Snapshot
+from camwatch.watch.background import BackgroundWriter, WarningQueue
+from camwatch.watch.publish import ShownImages, publish, publish_cue, publish_panel, publish_scalars, publish_texts
 
 if TYPE_CHECKING:
     from camwatch.watch.writers.base import Writer
     from camwatch.watch.writers.tensorboard import PlainTensorBoardWriter
+
+NOTED = ("torch", "torchvision", "pytorch_lightning", "lightning", "transformers", "timm")
+
+
+class Resumed(NamedTuple):
+    """A run that goes on: its archive, all snapshots so far, and all that was found."""
+
+    archive: str | None
+    history: Sequence[Snapshot]
+    findings: Sequence[Finding]
 
 
 class Output:
@@ -27,77 +43,84 @@ class Output:
     kill at any instant costs the last snapshot at most. Pictures may lag behind by eight jobs.
 
     Args:
-        directory: Where the archive is kept; None: nowhere.
-        writers: Where pictures, scalars and texts go; None: TensorBoard files in ``directory``.
-        sheets: What every picture of the run shares.
+        directory: Where the archive is kept, or beside it where another run's lies there; None: nowhere.
+        writers: Where pictures, scalars and texts go; None: TensorBoard files in the archive's folder.
+        shown: What every picture of the run shares.
         name: Prefix of all tags.
     """
 
     def __init__(
-        self, directory: str | Path | None, writers: Sequence[Writer] | None, sheets: Sheets, name: str
+        self, directory: str | Path | None, writers: Sequence[Writer] | None, shown: ShownImages, name: str
     ) -> None:
-        self._sheets, self._name = sheets, name
-        self._archive = None if directory is None else Archive(directory)
+        self._shown, self._name = shown, name
+        self.archive = None if directory is None else Path(directory)
+        self._given, self._writers = writers, list(writers or ())
         self._opened: list[PlainTensorBoardWriter] = []
-        if writers is None and directory is not None:
-            from camwatch.watch.writers.tensorboard import summary_writer
+        self._begun = False
+        queue = WarningQueue()
+        self._records = BackgroundWriter(capacity=1, queue=queue)
+        self._pictures = BackgroundWriter(queue=queue)
 
-            writers = self._opened = [summary_writer(directory)]
-        self._writers = list(writers or ())
-        notes = Notes()
-        self._records = BackgroundWriter(capacity=1, notes=notes)
-        self._pictures = BackgroundWriter(notes=notes)
-
-    @property
-    def archive(self) -> Path | None:
-        """The folder of the archive; None where none is kept."""
-        return None if self._archive is None else self._archive.path
-
-    def panel(self, panel: Panel, store_images: bool) -> None:
-        """Writes what the snapshots are of, and waits until that is done.
+    def begin(self, asked: Mapping[str, Any], panel: Panel, store_images: bool, resumed: Resumed | None = None) -> None:
+        """Writes what the snapshots are of, once, and waits until that is done.
 
         A data loader's workers are forked next, which must not happen amid another thread's imports.
+
+        Args:
+            asked: What is asked of the model and of which panel, as plain data.
+            panel: The images.
+            store_images: Whether the archive keeps them.
+            resumed: The run that goes on here; its archive is the only one that may lie in the folder already.
         """
-        if self._archive is not None:
+        if self._begun:
+            return
+        self._begun = True
+        if self.archive is not None:
+            self.archive = free_folder(self.archive, None if resumed is None else resumed.archive)
+            if self._given is None:
+                from camwatch.watch.writers.tensorboard import summary_writer
+
+                self._opened = [summary_writer(self.archive)]
+                self._writers = list(self._opened)
+            described = {
+                "name": self._name,
+                "asked": dict(asked),
+                "layers": list(self._shown.layers),
+                "size": list(panel.size),
+                "measures": measured_lines(panel.regions, panel.labels),
+                "versions": versions(),
+            }
             state = panel.state_dict() if store_images else panel.state_dict() | {"images": None}
-            self._records.submit(self._archive.write_panel, state, self._sheets.layers, {"name": self._name})
+            pictures = panel_pictures(panel.rgb_images()) if store_images else ()
+            self._records.submit(write_run, self.archive, described, state, pictures)
+            if resumed is not None:  # killed amid this, a later run would find its snapshots in neither archive
+                self._records.submit(take_over, self.archive, *resumed)
         if self._writers:
-            self._pictures.submit(publish_panel, self._writers, self._sheets, self._name)
+            self._pictures.submit(publish_panel, self._writers, self._shown, self._name)
         self.flush()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes tagged scalars, on the calling thread: it is cheap, and loggers write their own there."""
         publish_scalars(self._writers, values, step)
 
-    def snapshot(self, measured: Measured, alarms: Sequence[Alarm], frames: Sequence[Frame]) -> None:
-        """Writes a snapshot with the alarms that it raised: the record, overlays, film strip, texts."""
-        self.record(measured.snapshot, alarms)
+    def snapshot(self, snapshot: Snapshot, findings: Sequence[Finding], frames: Sequence[Frame]) -> None:
+        """Writes a snapshot with what was found at it: the record, overlays, film strip, texts."""
+        if self.archive is not None:
+            self._records.submit(_write, self.archive, snapshot, findings)
         if self._writers:
-            self._pictures.submit(publish, self._writers, self._sheets, measured, alarms, frames, self._name)
+            self._pictures.submit(publish, self._writers, self._shown, snapshot, findings, frames, self._name)
 
-    def record(self, snapshot: Snapshot, alarms: Sequence[Alarm]) -> None:
-        """Writes a snapshot and its alarms to the archive, once more where it is there already."""
-        if self._archive is not None:
-            self._records.submit(self._archive.append, snapshot, alarms)
-
-    def texts(self, alarms: Sequence[Alarm], summary: str, step: int) -> None:
-        """Writes the alarms' messages and a summary."""
+    def end(self, findings: Sequence[Finding], summary: str, step: int) -> None:
+        """Writes what was found at the end of training, and the summary."""
+        if self.archive is not None:
+            self._records.submit(write_end, self.archive, findings)
         if self._writers:
-            self._pictures.submit(publish_texts, self._writers, alarms, summary, self._name, step)
+            self._pictures.submit(publish_texts, self._writers, findings, summary, self._name, step)
 
     def cue(self, panel: Panel, cue: Cue, step: int) -> None:
         """Writes what a named cue looks like."""
         if self._writers:
             self._pictures.submit(publish_cue, self._writers, panel, cue, self._name, step)
-
-    def take_over(self, source: str | None, history: Sequence[Snapshot], alarms: Sequence[Alarm]) -> None:
-        """Makes the archive that of a resumed run, and waits until it is.
-
-        Killed in the middle, a later run would find the snapshots in neither archive.
-        """
-        if self._archive is not None:
-            self._records.submit(self._archive.take_over, source, list(history), list(alarms))
-            self._records.flush()
 
     def flush(self) -> None:
         """Waits until everything so far is written."""
@@ -110,3 +133,24 @@ class Output:
         self._pictures.close()
         for writer in self._opened:
             writer.close()
+
+
+def _write(folder: Path, snapshot: Snapshot, findings: Sequence[Finding]) -> None:
+    """Writes a snapshot, each panel mean with its interval, which training need not wait for."""
+    right = snapshot.per_image.get("correct")
+    intervals = panel_intervals(snapshot.per_image, None if right is None else right == 1)
+    write_snapshot(folder, dataclasses.replace(snapshot, intervals=intervals), findings)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what took part: noted, never decisive.
+
+    Example:
+        >>> {"camwatch", "python", "torch"} <= set(versions())
+        True
+    """
+    found = {"camwatch": __version__, "python": platform.python_version()}
+    for name in NOTED:
+        if name in sys.modules:
+            found[name] = importlib.metadata.version(name)
+    return found

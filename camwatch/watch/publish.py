@@ -16,17 +16,16 @@ from camwatch.pictures.film_sheet import Frame, film_sheet
 from camwatch.pictures.outlines import outline
 from camwatch.pictures.sheets import overlay_sheet, panel_sheet
 from camwatch.probes.cue import Cue
-from camwatch.records import Alarm
+from camwatch.records import Finding, Snapshot
 from camwatch.regions.regions import Regions
-from camwatch.run import Recipe
-from camwatch.watch.snapshot import Measured
+from camwatch.run import PanelTarget
 
 if TYPE_CHECKING:
     from camwatch.watch.writers.base import Writer
 
 
 @dataclass(frozen=True, eq=False)
-class Sheets:
+class ShownImages:
     """What every picture of a run shares: the images that are shown, with their regions and names.
 
     Attributes:
@@ -50,10 +49,9 @@ class Sheets:
     target: str
 
     @classmethod
-    def of(cls, panel: Panel, recipe: Recipe, show: int) -> Sheets:
+    def of(cls, panel: Panel, layers: tuple[str, ...], target: PanelTarget, show: int) -> ShownImages:
         """Chooses the panel's first images, which a drawn panel has balanced over the classes."""
         rows = torch.arange(min(show, len(panel)))
-        target = recipe.target if isinstance(recipe.target, str) else "target"
         return cls(
             rows,
             panel.rgb_images()[rows],
@@ -61,15 +59,15 @@ class Sheets:
             None if panel.labels is None else panel.labels[rows],
             panel.class_names,
             tuple(panel.ids[i] for i in rows.tolist()),
-            recipe.layers,
-            target,
+            layers,
+            target if isinstance(target, str) else "target",
         )
 
 
-def publish_panel(writers: Sequence[Writer], sheets: Sheets, name: str) -> None:
+def publish_panel(writers: Sequence[Writer], shown: ShownImages, name: str) -> None:
     """Writes the panel with its regions' outlines, once, at step 0."""
-    if writers and len(sheets.rows):
-        sheet = panel_sheet(sheets.images, sheets.regions, sheets.labels, sheets.class_names, sheets.ids)
+    if writers and len(shown.rows):
+        sheet = panel_sheet(shown.images, shown.regions, shown.labels, shown.class_names, shown.ids)
         _each(writers, "image", f"{name}/panel", sheet, 0)
 
 
@@ -90,17 +88,17 @@ def publish_cue(writers: Sequence[Writer], panel: Panel, cue: Cue, name: str, st
     _each(writers, "image", f"{name}/cue", torch.cat(parts, 1), step)
 
 
-def publish_texts(writers: Sequence[Writer], alarms: Sequence[Alarm], summary: str, name: str, step: int) -> None:
-    """Writes the alarms' messages and, at the end of a run, its summary."""
-    texts = [(f"{name}/alarm", _text_of(alarm)) for alarm in alarms]
+def publish_texts(writers: Sequence[Writer], findings: Sequence[Finding], summary: str, name: str, step: int) -> None:
+    """Writes what was found, under its severity, and at the end of a run its summary."""
+    texts = [(f"{name}/{finding.severity}", _text_of(finding)) for finding in findings]
     markdown = summary.replace("\n", "\n\n")  # else Markdown runs the lines together
     for tag, text in [*texts, (f"{name}/summary", markdown)]:
         if text:
             _each(writers, "text", tag, text, step)
 
 
-def _text_of(alarm: Alarm) -> str:
-    return f"**{alarm.detector}**, epoch {alarm.epoch}, step {alarm.global_step}\n\n{alarm.message}"
+def _text_of(finding: Finding) -> str:
+    return f"**{finding.detector}**, epoch {finding.epoch}, step {finding.global_step}\n\n{finding.message}"
 
 
 def publish_scalars(writers: Sequence[Writer], scalars: Mapping[str, float], step: int) -> None:
@@ -110,49 +108,48 @@ def publish_scalars(writers: Sequence[Writer], scalars: Mapping[str, float], ste
 
 def publish(
     writers: Sequence[Writer],
-    sheets: Sheets,
-    measured: Measured,
-    alarms: Sequence[Alarm],
+    shown: ShownImages,
+    snapshot: Snapshot,
+    findings: Sequence[Finding],
     frames: Sequence[Frame],
     name: str,
 ) -> None:
-    """Writes one snapshot: overlays of each layer, the film strip, and the alarms' texts."""
+    """Writes one snapshot: overlays of each layer, the film strip, and the findings' texts."""
     if not writers:
         return
-    snapshot = measured.snapshot
     step = snapshot.global_step
-    publish_texts(writers, alarms, "", name, step)
-    if snapshot.error is not None or not len(sheets.rows):
+    publish_texts(writers, findings, "", name, step)
+    if snapshot.error is not None or not len(shown.rows):
         return
-    for layer in sheets.layers:
-        _each(writers, "image", f"{name}/{layer}/overlays", _overlays(sheets, measured, layer), step)
+    for layer in shown.layers:
+        _each(writers, "image", f"{name}/{layer}/overlays", _overlays(shown, snapshot, layer), step)
     strip = film_sheet(
-        frames, sheets.images, sheets.regions, sheets.labels, sheets.class_names, title=f"{name}, {sheets.layers[0]}"
+        frames, shown.images, shown.regions, shown.labels, shown.class_names, title=f"{name}, {shown.layers[0]}"
     )
-    _each(writers, "image", f"{name}/{sheets.layers[0]}/film_strip", strip, step)
+    _each(writers, "image", f"{name}/{shown.layers[0]}/film_strip", strip, step)
 
 
-def _overlays(sheets: Sheets, measured: Measured, layer: str) -> Tensor:
-    snapshot, rows = measured.snapshot, sheets.rows
+def _overlays(shown: ShownImages, snapshot: Snapshot, layer: str) -> Tensor:
+    rows = shown.rows
     right = (snapshot.predicted == snapshot.labels)[rows]
-    others = measured.predicted_maps[layer][rows].masked_fill(right[:, None, None], math.nan)
+    others = snapshot.predicted_maps[layer][rows].masked_fill(right[:, None, None], math.nan)
     moment = "start" if snapshot.epoch < 0 else f"epoch {snapshot.epoch}"
     mass = snapshot.scalars.get(
-        "relevance_mass_accuracy" if layer == sheets.layers[0] else f"{layer}/relevance_mass_accuracy"
+        "relevance_mass_accuracy" if layer == shown.layers[0] else f"{layer}/relevance_mass_accuracy"
     )
     inside = "" if mass is None else f", {mass:.0%} of the mass inside the regions"
     return overlay_sheet(
-        sheets.images,
+        shown.images,
         snapshot.maps[layer][rows],
-        sheets.regions,
-        sheets.labels,
+        shown.regions,
+        shown.labels,
         snapshot.predicted[rows],
         snapshot.probability[rows],
-        right if sheets.labels is not None else None,
-        sheets.class_names,
+        right if shown.labels is not None else None,
+        shown.class_names,
         other_maps=others,
         title=f"{moment}, step {snapshot.global_step}, {layer}{inside}",
-        target=sheets.target,
+        target=shown.target,
     )
 
 

@@ -1,31 +1,77 @@
-"""The detectors over an archive: would they have said something?"""
+"""The detectors over an archive: what would they have said, with these detectors, or with regions drawn later?"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from camwatch.detectors.coercion import coerce
-from camwatch.detectors.judging import advance, finish
-from camwatch.records import Alarm, Snapshot
+from torch import Tensor
+
+from camwatch.archive.reading import ArchivedRun
+from camwatch.detectors.judging import advance, finish, make_detectors, with_cue, with_since
+from camwatch.errors import InputError
+from camwatch.measures import TABLE, panel_means
+from camwatch.metrics.table import WATCHED, measure_maps
+from camwatch.panel.archived import regions_of
+from camwatch.records import Finding, Snapshot
+from camwatch.regions.regions import Regions
 
 
-def replay(snapshots: Any, detectors: Any = "default", ended: bool = True) -> list[Alarm]:
-    """Answers "would it have alarmed?" without training again; equal to the live run.
+def replay(snapshots: Any, detectors: Any = "default", ended: bool = True, regions: Any = None) -> list[Finding]:
+    """Answers "would it have said something?" without training again; equal to the live run.
 
     Args:
-        snapshots: Snapshots in their order, or an archive that has them as ``snapshots``. Without their maps an
-            alarm cannot say where the mass went.
-        detectors: As ``coerce`` takes them; detectors are copied, and ought to be fresh.
+        snapshots: Snapshots in their order, or an archive that has them. Without their maps a finding cannot say where
+            the mass went.
+        detectors: As ``CAMMonitor`` takes them; detectors are copied, and ought to be fresh.
         ended: Whether training came to its end, so that the end is judged too.
+        regions: Regions drawn later, by which the maps of an archive are measured again: one entry per panel image as
+            ``Panel`` takes them, a mapping from image id to entry, or a COCO JSON file; on the pixels of the images as
+            the model takes them. What the probes asked with other regions is left out.
+
+    Raises:
+        InputError: Regions were given without an archive.
+        RegionError: A region does not fit its image.
 
     Example:
         >>> replay([], ["drop"])
         []
     """
-    history: Sequence[Snapshot] = list(getattr(snapshots, "snapshots", snapshots))
-    judges = copy.deepcopy(coerce(detectors))
-    alarms = [alarm for snapshot in history for alarm in advance(judges, snapshot)]
-    sound = [snapshot for snapshot in history if snapshot.error is None]
-    return alarms + (finish(judges, sound[-1]) if ended and sound else [])
+    history: Sequence[Snapshot] = getattr(snapshots, "snapshots", snapshots)
+    if regions is not None:
+        if not isinstance(snapshots, ArchivedRun):
+            raise InputError("regions= needs an archive, as load_archive returns it: it has the maps of every snapshot")
+        history = measured_again(snapshots, regions_of(snapshots, regions))
+    judges = make_detectors(detectors)
+    found: list[Finding] = []
+    last: Snapshot | None = None
+    for snapshot in history:
+        now = with_since(advance(judges, snapshot), found)
+        found += now if snapshot.cue is None else [with_cue(one, snapshot.cue) for one in now]
+        last = last if snapshot.error is not None else snapshot
+    return found + (with_since(finish(judges, last), found) if ended and last is not None else [])
+
+
+def measured_again(run: ArchivedRun, regions: Regions) -> list[Snapshot]:
+    """Returns an archive's snapshots with their maps measured by other regions."""
+    reference: dict[str, Tensor] = {}
+    found = []
+    for snapshot in run.snapshots:
+        if snapshot.error is None:
+            reference = reference or dict(snapshot.maps)
+            snapshot = _measured(snapshot, run.layers, regions, reference, run.panel.get("labels") is not None)
+        found.append(snapshot)
+    return found
+
+
+def _measured(
+    snapshot: Snapshot, layers: Sequence[str], regions: Regions, reference: Mapping[str, Tensor], labelled: bool
+) -> Snapshot:
+    asked_of_regions = {name for name, measure in TABLE.items() if measure.needs & {"regions", "forbidden", "probes"}}
+    kept = {key: values for key, values in snapshot.per_image.items() if key.rsplit("/", 1)[-1] not in asked_of_regions}
+    for i, layer in enumerate(layers):
+        measured = measure_maps(snapshot.maps[layer], regions, reference[layer], WATCHED)
+        kept |= {key if i == 0 else f"{layer}/{key}": values for key, values in measured.items()}
+    right = snapshot.predicted == snapshot.labels if labelled else None
+    return dataclasses.replace(snapshot, per_image=kept, scalars=panel_means(kept, right), intervals={}, pastes=None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from camwatch import Alarm, Panel, load_archive
+from camwatch import Finding, Panel, load_archive
 from camwatch.errors import InputError, PanelError
 
 transformers = pytest.importorskip("transformers")
@@ -198,8 +198,8 @@ def test_tensorboard_shows_overlays_and_scalars_below_its_logging_directory(tmp_
 
 
 def test_an_alarm_stops_training(tmp_path: Path) -> None:
-    def at_the_second(snapshot: Any) -> Alarm | None:
-        return Alarm("second", snapshot.epoch, snapshot.global_step, "Enough.") if snapshot.look == 1 else None
+    def at_the_second(snapshot: Any) -> Finding | None:
+        return Finding("second", snapshot.epoch, snapshot.global_step, "Enough.") if snapshot.look == 1 else None
 
     seen: list[tuple[str, Any]] = []
     trainer = trainer_of(tmp_path, num_train_epochs=4)

@@ -40,7 +40,7 @@ from camwatch.metrics.localization import (
     relevance_rank_accuracy,
     skill,
 )
-from camwatch.metrics.table import MEASURES, measure
+from camwatch.metrics.table import AUDITED, measure_maps
 from camwatch.pictures import text
 from tests.support.nets import SmallNet, data, loader, trainer
 
@@ -174,12 +174,12 @@ def test_map_that_is_not_finite_is_not_measurable(tmp_path: Path) -> None:
         ("not measurable", "the map is not finite"),
         ("wrong", ""),
     ]
-    assert all(math.isnan(rows[0][name]) for name in MEASURES if not name.startswith(("region_", "centre_")))
+    assert all(math.isnan(rows[0][name]) for name in AUDITED if not name.startswith(("region_", "centre_")))
 
 
 def test_region_too_small_for_the_grid_is_not_measurable() -> None:
     regions = Regions.coerce([[(0, 0, 1, 1)]], 1, (8, 8))
-    found = measure(torch.ones(1, 2, 2), regions)
+    found = measure_maps(torch.ones(1, 2, 2), regions)
     assert found["region_ceiling"].item() == 1 / 16
     assert all(found[name].isnan() for name in ("relevance_mass_accuracy", "lift", "skill"))
 
@@ -188,8 +188,8 @@ def test_measures_with_an_ignore_zone_equal_those_of_the_metrics() -> None:
     maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
     zones = {"allowed": [(0, 0, 6, 8)], "ignore": [(4, 0, 8, 4)], "forbidden": [(6, 6, 8, 8)]}
     regions = Regions.coerce([{k: torch.tensor(v) for k, v in zones.items()}] * 2, 2, (8, 8))
-    found = measure(maps, regions)
-    for name in MEASURES[:7]:
+    found = measure_maps(maps, regions)
+    for name in AUDITED[:7]:
         assert torch.allclose(found[name], getattr(metrics, name)(maps, regions)), name
     considered = maps[:, :2, :2].sum((1, 2)) + maps[:, 2:].sum((1, 2))
     assert torch.allclose(found["forbidden_mass"], maps[:, 3, 3] / considered)
@@ -479,7 +479,7 @@ def test_summary_equals_adding_up_the_table(net: SmallNet, tmp_path: Path) -> No
         mine = [row for row in rows if one.label in (None, row["label"])]
         assert one.images == len(mine)
         assert one.accuracy == np.mean([row["label"] == row["predicted"] for row in mine])
-        for name in MEASURES:
+        for name in AUDITED:
             values = [row[name] for row in mine if not math.isnan(row[name])]
             assert one.means[name] == (
                 pytest.approx(np.mean(values)) if values else pytest.approx(math.nan, nan_ok=True)
@@ -711,7 +711,7 @@ def test_unusable_arguments_are_refused(net: SmallNet, tmp_path: Path) -> None:
         (net, {"method": "gradcm"}, InputError, "did you mean 'gradcam'"),
         (net, {"target": "lable"}, InputError, "did you mean 'label'"),
         (net, {"layer": "features.9"}, LayerError, "did you mean 'features.3'|features.0"),
-        (net, {"worst": -1}, InputError, "worst must be 0 or more, got -1"),
+        (net, {"worst": -1}, InputError, "worst must be an integer of 0 or more, got -1"),
         (net, {"threshold": math.nan}, InputError, "threshold must be a finite number, got nan"),
         (net, {"layer": ["features.1", "features.3"]}, LayerError, "a layer is a name or a module.*got list"),
         (net, {"trainer": trainer(fast_dev_run=True)}, InputError, "limit_predict_batches=1"),
@@ -725,13 +725,13 @@ def test_unusable_arguments_are_refused(net: SmallNet, tmp_path: Path) -> None:
 
 def test_stream_on_several_processes_is_refused() -> None:
     from camwatch.adapters.lightning.audit_loop import Work
-    from camwatch.auditing.source import Stream
+    from camwatch.auditing.source import IterableSource
 
     class OfTwo(Work):
         trainer = type("Two", (), {"world_size": 2})
 
     with pytest.raises(UnsupportedError, match="cannot be shared between 2 processes"):
-        OfTwo(None, Stream([], None), None, None).predict_dataloader()  # type: ignore[arg-type]
+        OfTwo(None, IterableSource([], None), None, None).predict_dataloader()  # type: ignore[arg-type]
 
 
 def test_incomplete_audit_writes_no_table(net: SmallNet, tmp_path: Path) -> None:

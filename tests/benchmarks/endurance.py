@@ -75,7 +75,7 @@ def main() -> None:
         watcher.finish()
         watcher.close()
         failed = sum(snapshot.error is not None for snapshot in watcher.history)
-        files = len(list(Path(folder).glob("snapshots/*.pt")))
+        files = len(list(Path(folder).glob("snapshots/*.safetensors")))
         line = linregress(list(readings), list(readings.values()))
         half = float(t.ppf(0.975, len(readings) - 2)) * line.stderr
         print(f"{spent / options.snapshots * 1e3:.1f} ms of CPU time a snapshot, writing included")

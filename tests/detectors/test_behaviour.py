@@ -18,7 +18,7 @@ from camwatch.detectors.map_change import MapChange
 from camwatch.detectors.probe import Probe
 from camwatch.detectors.report import summary
 from camwatch.errors import CamwatchWarning, InputError
-from camwatch.records import Alarm, Snapshot
+from camwatch.records import Finding, Snapshot
 from camwatch.watch.replay import replay
 
 N = 32
@@ -57,8 +57,8 @@ def all_detectors() -> list[Detector]:
     return [*default_detectors(), MapChange(), Level(floor=0.5, name="floor")]
 
 
-def same(a: list[Alarm], b: list[Alarm]) -> bool:
-    return [vars(alarm) for alarm in a] == [vars(alarm) for alarm in b]
+def same(a: list[Finding], b: list[Finding]) -> bool:
+    return [vars(alarm) | {"since": None} for alarm in a] == [vars(alarm) | {"since": None} for alarm in b]
 
 
 def test_every_detector_has_its_say_once_in_a_run_that_goes_wrong():
@@ -141,13 +141,13 @@ def test_small_panels_are_warned_about_once():
 def test_functions_are_detectors():
     def every_third(snapshot):
         if snapshot.look % 3 == 0:
-            return Alarm("every_third", snapshot.epoch, snapshot.global_step, "three")
+            return Finding("every_third", snapshot.epoch, snapshot.global_step, "three")
         return None
 
     assert [alarm.epoch for alarm in replay(course(), [every_third])] == [0, 3, 6, 9, 12, 15]
     [detector] = coerce(every_third)
     assert isinstance(detector, Custom) and detector.name == "every_third" and detector.state_dict() == {}
-    with pytest.raises(InputError, match=r"'<lambda>' has to return an Alarm or None, got bool"):
+    with pytest.raises(InputError, match=r"'<lambda>' has to return an Finding or None, got bool"):
         replay(course(), [lambda snapshot: True])
 
 

@@ -22,7 +22,7 @@ IMAGES = torch.rand(3, 3, 6, 8)
 
 def test_panel_keeps_the_images_as_given_and_fills_in_the_rest() -> None:
     panel = Panel(IMAGES, np.array([2, 0, 1]), regions=[[(0, 0, 4, 3)], None, [(2, 2, 8, 6)]], ids=[7, "b", "c"])
-    assert panel.images.data_ptr() == IMAGES.data_ptr()
+    assert torch.equal(panel.images, IMAGES) and panel.images.data_ptr() != IMAGES.data_ptr()
     assert panel.labels is not None and panel.labels.dtype == torch.int64
     assert panel.ids == ("7", "b", "c") and Panel(IMAGES).ids == ("0", "1", "2")
     assert panel.size == (6, 8) and len(panel) == 3

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camwatch import Alarm, Panel, Watcher, load_archive
+from camwatch import Finding, Panel, Watcher, load_archive
 from camwatch.errors import InputError
-from camwatch.probes.cue import find_cue
+from camwatch.probes.cue import cue_sentence, find_cue
 from tests.support.nets import SmallNet
 
 
@@ -35,8 +35,8 @@ def tagged(n: int = 16) -> Panel:
     return Panel(images, labels, regions=[[(6, 6, 14, 14)]] * n, class_names=["no", "yes"])
 
 
-def always(snapshot: Any) -> Alarm:
-    return Alarm("always", snapshot.epoch, snapshot.global_step, "Something.", {"effect": 1})
+def always(snapshot: Any) -> Finding:
+    return Finding("always", snapshot.epoch, snapshot.global_step, "Something.", {"effect": 1})
 
 
 def test_an_alarm_says_where_the_cue_lies(tmp_path: Path) -> None:
@@ -46,10 +46,10 @@ def test_an_alarm_says_where_the_cue_lies(tmp_path: Path) -> None:
     watcher.snapshot(0, 10)
     watcher.close()
     [alarm] = watcher.alarms
-    assert alarm.evidence["cue"]["box"] == (0, 0, 2, 2) and alarm.evidence["effect"] == 1
+    assert alarm.evidence["cue"]["box"] == [0, 0, 2, 2] and alarm.evidence["effect"] == 1
     assert alarm.evidence["cue"]["rate"] == 1 and alarm.evidence["cue"]["next_rate"] == 0
     assert alarm.message.startswith("Something. The cue lies at x 0 to 2, y 0 to 2")
-    assert load_archive(tmp_path).alarms[0].evidence["cue"]["box"] == (0, 0, 2, 2)
+    assert load_archive(tmp_path).alarms[0].evidence["cue"]["box"] == [0, 0, 2, 2]
 
 
 def test_no_place_is_named_where_no_single_patch_decides() -> None:
@@ -62,7 +62,7 @@ def test_no_place_is_named_where_no_single_patch_decides() -> None:
 
     assert torch.equal(brightness(images).argmax(1), labels)
     found = find_cue(brightness, Panel(images, labels))
-    assert found.box is None and "No single place" in found.sentence
+    assert found.box is None and "No single place" in cue_sentence(found.evidence)
 
 
 def test_naming_the_cue_needs_labels() -> None:

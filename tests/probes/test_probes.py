@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camwatch.errors import InputError
+from camwatch.panel.panel import Panel
 from camwatch.probes.composing import area, fill_border, fill_mean, overlap
 from camwatch.probes.hiding import _elsewhere, hide, hide_elsewhere
 from camwatch.probes.pairing import _pair
 from camwatch.probes.swapping import _over, swap
-from camwatch.probes.table import measure
+from camwatch.probes.table import Asked, measure_probes
 from camwatch.probes.transplanting import transplant
 from camwatch.regions import Regions
 
@@ -144,15 +145,16 @@ def test_measure_dilates_by_a_cell_and_leaves_out_what_cannot_be_asked():
         seen.append(x)
         return reads_corner(x)
 
-    found = measure(spy, images, labels, regions, grid=(12, 12))
+    asked = Asked(spy, Panel(images, labels, regions=regions), grid=(12, 12))
+    found = measure_probes(asked)
     assert sorted(found) == ["hide", "hide_elsewhere", "swap_confusion", "swap_context", "swap_region", "swaps"]
-    changed = (seen[3] != images).any(1)[:, None]  # after the swaps comes the mean colour, which occurs nowhere
+    changed = (seen[0] != images).any(1)[:, None]  # first comes the mean colour, which occurs nowhere
     x1, y1, x2, y2 = (boxes[0] + torch.tensor([-2, -2, 2, 2])).tolist()
     expected = torch.zeros(24, 24, dtype=torch.bool)
     expected[y1:y2, x1:x2] = True
     assert torch.equal(changed[0, 0], expected)
     whole = Regions.coerce(torch.ones(30, 24, 24, dtype=torch.bool), n=30, size=(24, 24))
-    assert measure(reads_corner, images, labels, whole, grid=(12, 12)) == {}
+    assert measure_probes(Asked(reads_corner, Panel(images, labels, regions=whole), grid=(12, 12))) == {}
 
 
 def test_transplant_names_the_planted_cell_and_none_for_an_object_reader():

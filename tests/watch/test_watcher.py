@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camwatch import Alarm, Panel, Snapshot, Watcher, load_archive, replay
+from camwatch import Finding, Panel, Snapshot, Watcher, load_archive, replay
 from camwatch.errors import AlarmWarning, CamwatchWarning, InputError
 from camwatch.watch.history import History
 from tests.support.nets import SmallNet
@@ -129,7 +129,7 @@ def test_tensorboard_has_every_snapshot(tmp_path: Path) -> None:
 
 def test_cheat_raises_an_alarm_that_the_archive_keeps(tmp_path: Path) -> None:
     model = net()
-    raised: list[Alarm] = []
+    raised: list[Finding] = []
     watcher = Watcher(model, panel(cheat=True), directory=tmp_path, planned=11, on_alarm=["warn", raised.append])
     with pytest.warns(AlarmWarning):
         train(watcher, model, cheat=True)
@@ -180,7 +180,7 @@ def test_state_of_another_panel_begins_a_new_history() -> None:
     watcher = Watcher(net(), panel(), detectors=[])
     watcher.snapshot(0, 1)
     other = Watcher(net(), panel(n=9), detectors=[])
-    with pytest.warns(CamwatchWarning, match="of another panel or other layers"):
+    with pytest.warns(CamwatchWarning, match="of another run .other images"):
         other.load_state_dict(watcher.state_dict())
     assert not other.history
 
@@ -247,7 +247,7 @@ def test_history_keeps_its_own_numbers_only() -> None:
     ("options", "message"),
     [
         ({"on_alarm": "stop it"}, "on_alarm is 'stop it'; valid are"),
-        ({"show": -1}, "show must be 0 or more and probe_every 1 or more, got -1 and 1"),
+        ({"show": -1}, "show must be an integer of 0 or more, got -1"),
         ({"layer": "9"}, "'9'"),
         ({"detectors": ["drops"]}, "drop"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import importlib
 import io
 import math
@@ -19,24 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from camwatch.adapters.lightning.audit_loop import overrides, runner_class
-from camwatch.auditing.examine import Recipe
+from camwatch.auditing.examine import AuditConfig
 from camwatch.auditing.sheet import Picture, draw, pick
-from camwatch.auditing.source import Indexed, Source, open_source
+from camwatch.auditing.source import MapStyleSource, Source, open_source
 from camwatch.auditing.summary import Audit, Tally, summary_path, summary_rows, worst_of
 from camwatch.auditing.table import check_output, written
 from camwatch.auditing.unfinished import Parts
 from camwatch.auditing.verdicts import COLUMNS
 from camwatch.cam.methods.gradients import Method
-from camwatch.cam.methods.registry import check_method
 from camwatch.cam.model.execution import Forward
 from camwatch.cam.model.layers import LayerName
-from camwatch.cam.model.modules import find_module
-from camwatch.errors import CamwatchError, InputError, unknown
-from camwatch.files import write_whole
+from camwatch.errors import CamwatchError, InputError, check_at_least
+from camwatch.files import fingerprint, write_whole
 from camwatch.isolation import isolate_rng
 from camwatch.panel.dataset import class_names as find_class_names
 from camwatch.panel.normalization import find_normalization
 from camwatch.regions.annotations import entries
+from camwatch.run import RunConfig
 
 
 def audit(
@@ -113,39 +111,24 @@ def audit(
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a model, a torch.nn.Module, got {type(model).__name__}")
     table = check_output(output)
-    check_method(method)
-    if isinstance(target, str) and target not in ("label", "predicted"):
-        raise InputError(f"{unknown('target', target, ['label', 'predicted'])}, a class index, or a callable")
-    if worst < 0:
-        raise InputError(f"worst must be 0 or more, got {worst}")
+    check_at_least(0, worst=worst)
     if not math.isfinite(threshold):
         raise InputError(f"the threshold must be a finite number, got {threshold}")
-    if forward is None and hasattr(model, "training_step") and not overrides(model, "forward"):
-        raise InputError(
-            f"{type(model).__name__} has no forward(); define one, or pass forward=callable(model, images) -> output"
-        )
+    asked = RunConfig.of(model, layer, method=method, target=target, forward=forward, unpack=unpack)
+    _check_forward(model, forward)
     framework = importlib.import_module(_package(trainer, model))
     trainer = trainer or framework.Trainer(
         accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False
     )
-    if trainer.limit_predict_batches != 1.0 or isinstance(trainer.limit_predict_batches, int):
-        raise InputError(
-            f"the trainer has limit_predict_batches={trainer.limit_predict_batches} (fast_dev_run sets it), but an "
-            "audit is of every image; give a loader over a torch.utils.data.Subset to audit some"
-        )
+    _check_trainer(trainer)
     with isolate_rng(), _in_its_place(model):
         loader, datamodule = _open_loader(dataloader, framework, trainer)
         source = open_source(loader, unpack)
-        if isinstance(regions, Mapping):  # by zone; of all samples, or it is no use to go on
-            regions = entries(regions, len(next(iter(regions.values()), ())))
-        if regions is not None and isinstance(source, Indexed) and len(regions) != len(source.dataset):
-            raise InputError(f"expected one region per sample, {len(source.dataset)} in all, got {len(regions)}")
-        name = None if layer is None else find_module(model, layer)[0]
-        recipe = Recipe(name, method, target, threshold, unpack, forward, regions)
+        config = AuditConfig(asked, threshold, _one_per_sample(regions, source))
         parts = Parts(table)
-        runner = runner_class(framework.__name__)(model, source, recipe, parts, datamodule)
+        runner = runner_class(framework.__name__)(model, source, config, parts, datamodule)
         if trainer.is_global_zero:
-            parts.open(_settings(model, source, recipe), resume)
+            parts.open(_settings(model, source, config, trainer), resume)
         with _interruptible(parts, source.total):
             trainer.predict(runner, return_predictions=False)
         trainer.strategy.barrier("audited")
@@ -155,14 +138,13 @@ def audit(
         names = class_names or find_class_names(source.dataset)
         tally, rows = Tally(), parts.rows()
         found_worst = worst_of(tally.watch(written(rows, table) if trainer.is_global_zero else rows), worst)
-        runner.recipe = dataclasses.replace(recipe, layer=parts.layer)
-        method_name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+        runner.config = dataclasses.replace(config, asked=dataclasses.replace(asked, layers=(parts.layer or "",)))
         sheet = table.with_name(f"{table.stem}.worst.png")
         result = Audit(
             table,
             sheet if found_worst else None,
             parts.layer or "",
-            method_name,
+            method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__),
             tally.total(),
             tally.classes(names),
             found_worst,
@@ -176,6 +158,30 @@ def audit(
         if trainer.is_global_zero:
             parts.remove()
     return result
+
+
+def _check_forward(model: nn.Module, forward: Forward | None) -> None:
+    if forward is None and hasattr(model, "training_step") and not overrides(model, "forward"):
+        raise InputError(
+            f"{type(model).__name__} has no forward(); define one, or pass forward=callable(model, images) -> output"
+        )
+
+
+def _check_trainer(trainer: Any) -> None:
+    if trainer.limit_predict_batches != 1.0 or isinstance(trainer.limit_predict_batches, int):
+        raise InputError(
+            f"the trainer has limit_predict_batches={trainer.limit_predict_batches} (fast_dev_run sets it), but an "
+            "audit is of every image; give a loader over a torch.utils.data.Subset to audit some"
+        )
+
+
+def _one_per_sample(regions: Sequence[Any] | Mapping[str, Any] | None, source: Source) -> Sequence[Any] | None:
+    """Returns regions handed over apart from the batches as one entry per sample."""
+    if isinstance(regions, Mapping):  # by zone; of all samples, or it is no use to go on
+        regions = entries(regions, len(next(iter(regions.values()), ())))
+    if regions is not None and isinstance(source, MapStyleSource) and len(regions) != len(source.dataset):
+        raise InputError(f"expected one region per sample, {len(source.dataset)} in all, got {len(regions)}")
+    return regions
 
 
 def _package(trainer: Any, model: nn.Module) -> str:
@@ -220,27 +226,39 @@ def _open_loader(given: Any, framework: Any, trainer: Any) -> tuple[Any, Any]:
     return loaders, given
 
 
-def _settings(model: nn.Module, source: Source, recipe: Recipe) -> dict[str, Any]:
-    """What has to be the same for an unfinished audit to be gone on with."""
-
-    def name(given: Any) -> Any:
-        return getattr(given, "__qualname__", type(given).__name__) if callable(given) else given
-
-    weights = hashlib.sha256()
-    for key, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            if value.numel() and not value.is_meta:
-                weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+def _settings(model: nn.Module, source: Source, config: AuditConfig, trainer: Any) -> dict[str, Any]:
+    """What has to be the same for an unfinished audit to be gone on with, as plain data."""
+    weights = [
+        part
+        for key, value in model.state_dict().items()
+        if isinstance(value, Tensor)
+        for part in (key.encode(), _as_bytes(value))
+    ]
     return {
-        "layer": recipe.layer,
-        "method": name(recipe.method),
-        "target": name(recipe.target),
-        "threshold": recipe.threshold,
+        **config.asked.describe(),
+        "threshold": config.threshold,
+        "regions": None if config.regions is None else fingerprint(*map(_as_bytes, config.regions)),
+        "precision": str(trainer.precision),
         **source.settings(),
-        "weights": weights.hexdigest()[:12],
+        "weights": fingerprint(*weights),
         "columns": list(COLUMNS),
     }
+
+
+def _as_bytes(value: Any) -> bytes:
+    """Returns what tells a value from another: of an array its type, shape and content."""
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        return b"|".join(map(_as_bytes, value))
+    if not hasattr(value, "dtype"):
+        return repr(value).encode()
+    described: bytes = f"{value.dtype} {tuple(value.shape)}".encode()
+    if isinstance(value, Tensor):
+        if value.is_meta or not value.numel():
+            return described
+        value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return described + bytes(value.tobytes())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
@@ -13,17 +14,19 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from camwatch.adapters.lightning import checks
-from camwatch.adapters.lightning.handover import Handover
+from camwatch.adapters.lightning.handover import StateFile
 from camwatch.adapters.lightning.panels import archived_panel, copied, draw_panel, is_iterable, length
-from camwatch.cam.methods.registry import check_method
+from camwatch.cam.model.execution import Forward, call_plainly
 from camwatch.detectors import report
 from camwatch.detectors.coercion import coerce
 from camwatch.detectors.judging import make_detectors
-from camwatch.errors import InputError, unknown
+from camwatch.errors import check_at_least
 from camwatch.panel.drawing import gather
 from camwatch.panel.panel import Panel
-from camwatch.records import Alarm, Snapshot
-from camwatch.watch.actions import alarm_actions, warn_of
+from camwatch.records import Finding, Snapshot
+from camwatch.run import RunConfig
+from camwatch.watch.actions import trainer_actions
+from camwatch.watch.schedule import Schedule
 from camwatch.watch.watcher import Watcher
 from camwatch.watch.writers.base import for_logger
 
@@ -51,7 +54,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         every_n_train_steps: A snapshot after every n-th optimizer step instead.
         epochs: Any container of epoch numbers, instead.
         detectors: "default", a sequence of detectors or callables, or [] for none (then no probe runs either).
-        on_alarm: "warn", "stop", a callable(alarm, trainer), or a sequence of these.
+        on_alarm: "warn", "stop", a callable(finding, trainer), or a sequence of these, for alarms alone.
         unpack: Callable(batch) -> (images, labels[, regions]) for batches of another shape.
         forward: Callable(pl_module, images) -> output, where ``pl_module(images)`` is not the way.
         show: How many images are drawn.
@@ -60,6 +63,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         name: Prefix of all tags; two monitors in one trainer need two names.
         denormalize: (mean, std) of a drawn panel's images, for their true colours; found in the data set's
             transforms by default.
+        on_finding: As ``on_alarm``, for findings of every severity.
 
     Raises:
         InputError: An argument is unusable; more is checked in ``setup`` and before the first training step.
@@ -87,27 +91,19 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         probe_every: int = 1,
         name: str = "camwatch",
         denormalize: tuple[Sequence[float], Sequence[float]] | None = None,
+        on_finding: str | Callable[..., Any] | Sequence[Any] | None = None,
     ) -> None:
         super().__init__()
-        for key, value, least in (
-            ("every_n_epochs", every_n_epochs, 1),
-            ("every_n_train_steps", every_n_train_steps, 1),
-            ("panel", panel if isinstance(panel, int) else None, 1),
-            ("show", show, 0),
-            ("probe_every", probe_every, 1),
-        ):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise InputError(f"{key} must be an integer of {least} or more, got {value!r}")
-        if isinstance(target, str) and target not in ("label", "predicted"):
-            raise InputError(
-                f"{unknown('target', target, ['label', 'predicted'])}, a class index, or a callable on the output"
-            )
-        check_method(method)
-        alarm_actions([one for one in _listed(on_alarm) if one != "stop"])
+        self.schedule = Schedule(every_n_epochs, every_n_train_steps, epochs, probe_every)
+        check_at_least(0, show=show)
+        if isinstance(panel, int):
+            check_at_least(1, panel=panel)
+        RunConfig(method=method, target=target)
+        for argument, given in (("on_alarm", on_alarm), ("on_finding", on_finding)):
+            trainer_actions(argument, given, None, lambda: None)
         coerce(detectors)
         self.panel: Panel | int = panel if isinstance(panel, int) else Panel.coerce(panel)
-        self.every_n_epochs, self.every_n_train_steps, self.epochs = every_n_epochs, every_n_train_steps, epochs
-        self.on_alarm, self.unpack, self.forward = on_alarm, unpack, forward
+        self.on_alarm, self.on_finding, self.unpack, self.forward = on_alarm, on_finding, unpack, forward
         self.name, self.denormalize = name, denormalize
         self._options: dict[str, Any] = {
             "layer": layer,
@@ -121,7 +117,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         }
         self._watcher: Watcher | None = None
         self._state: dict[str, Any] = {}
-        self._handover = Handover()
+        self._state_file = StateFile()
         self._drawn: Panel | None = None
         self._batches: list[Any] = []
         self._waiting = self._validated = self._averaged = False
@@ -134,11 +130,16 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         return watcher.history if watcher is not None else [Snapshot(**one) for one in state.get("history", ())]
 
     @property
-    def alarms(self) -> list[Alarm]:
-        """Every alarm so far, oldest first."""
+    def findings(self) -> list[Finding]:
+        """Every finding so far, oldest first; those of the end of training last."""
         watcher, state = self._watcher, self._received()
-        kept = [*state.get("alarms", ()), *state.get("alarms_at_end", ())]
-        return watcher.alarms if watcher is not None else [Alarm(**one) for one in kept]
+        kept = [*state.get("findings", ()), *state.get("findings_at_end", ())]
+        return watcher.findings if watcher is not None else [Finding(**one) for one in kept]
+
+    @property
+    def alarms(self) -> list[Finding]:
+        """The findings of severity "alarm"."""
+        return [finding for finding in self.findings if finding.severity == "alarm"]
 
     @property
     def archive(self) -> Path | None:
@@ -168,9 +169,9 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         checks.check_strategy(trainer)
         if self.forward is None:
             checks.check_forward(pl_module)
-        if self.epochs is None and self.every_n_train_steps is None:
-            checks.check_patience(trainer, self.name, self.every_n_epochs)
-        self._averaged = checks.sees_averages(trainer, self, self.every_n_train_steps is not None)
+        if self.schedule.epochs is None and self.schedule.every_n_steps is None:
+            checks.check_patience(trainer, self.name, self.schedule.every_n_epochs)
+        self._averaged = checks.sees_averages(trainer, self, self.schedule.every_n_steps is not None)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._keep_state(pl_module)
@@ -200,16 +201,15 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             return
         self._validated = True
         started = self._waiting and self._start_late(trainer, pl_module)
-        if started or self._is_scheduled(trainer.current_epoch):
+        if started or self.schedule.is_due(trainer.current_epoch):
             self._snapshot(trainer, trainer.current_epoch, self._averaged)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        every = self.every_n_train_steps
-        if every and trainer.global_step // every > self._moment[1] // every:
+        if self.schedule.is_due_between(self._moment[1], trainer.global_step):
             self._snapshot(trainer, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if not self._validated and self._is_scheduled(trainer.current_epoch):
+        if not self._validated and self.schedule.is_due(trainer.current_epoch):
             self._snapshot(trainer, trainer.current_epoch)
         self._validated = False
 
@@ -239,7 +239,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
 
     def _received(self) -> dict[str, Any]:
         """Returns the state that this monitor was given: by a checkpoint, or by the process that trained."""
-        handed = self._handover.receive()
+        handed = self._state_file.receive()
         if handed is not None:
             self._watcher, self._state = None, handed
         return self._state
@@ -255,26 +255,22 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         if self._watcher is not None:
             self._watcher.close()
             if trainer.is_global_zero:
-                self._handover.send(self._watcher.state_dict())
-
-    def _is_scheduled(self, epoch: int) -> bool:
-        if self.every_n_train_steps is not None:
-            return False
-        return epoch in self.epochs if self.epochs is not None else (epoch + 1) % self.every_n_epochs == 0
+                self._state_file.send(self._watcher.state_dict())
 
     def _planned(self, trainer: Any, start: bool) -> int | None:
         """The number of snapshots of the whole run, the first included; None where it has no known end."""
-        if self.every_n_train_steps is not None:
+        if self.schedule.every_n_steps is not None:
             steps = trainer.estimated_stepping_batches
-            return int(steps) // self.every_n_train_steps + start if steps not in (-1, float("inf")) else None
+            return int(steps) // self.schedule.every_n_steps + start if steps not in (-1, float("inf")) else None
         if trainer.max_epochs in (None, -1):
             return None
-        scheduled = [epoch for epoch in range(trainer.max_epochs) if self._is_scheduled(epoch)]
         batches, interval = trainer.num_training_batches, trainer.val_check_batch
         every, inside = trainer.check_val_every_n_epoch, 1
         if trainer.enable_validation and every is not None and isinstance(batches, int) and isinstance(interval, int):
             inside = max(1, batches // max(1, interval))
-        return start + sum(inside if (epoch + 1) % (every or 1) == 0 else 1 for epoch in scheduled)
+        return start + self.schedule.planned(
+            trainer.max_epochs, lambda epoch: inside if (epoch + 1) % (every or 1) == 0 else 1
+        )
 
     def _find_panel(self, trainer: Any, pl_module: Any) -> Panel | None:
         """Returns the panel, the same on every process; None where it has to wait for validation batches."""
@@ -317,27 +313,25 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
 
     def _begin(self, trainer: Any, pl_module: Any, panel: Panel, start: bool) -> Watcher:
         self._batches = []
-        precision, own = trainer.precision_plugin, self.forward
-
-        def forward(module: Any, images: Tensor) -> Any:
-            with precision.forward_context():
-                images = precision.convert_input(images)
-                return own(module, images) if own is not None else module(images)
-
         barebones = bool(getattr(trainer, "barebones", False))
         # A broadcast: called on every process. Without a logger it would be the current directory.
         folder = trainer.log_dir if trainer.loggers and not barebones else None
         writers = [] if barebones else [for_logger(logger) for logger in trainer.loggers]
-        known = self._state.get("layers", ())
+        known = self._state.get("run", {}).get("layers", ())
         options = dict(self._options)
         if options["layer"] is None and {*known} <= {name for name, _ in pl_module.named_modules()}:
             options["layer"] = known or None  # found in other weights, a default layer could be another
+
+        def stop() -> None:
+            trainer.should_stop = True
+
         self._watcher = watcher = Watcher(
             pl_module,
             panel,
-            on_alarm=[self._action(one, trainer) for one in _listed(self.on_alarm)],
-            forward=forward,
-            directory=None if folder is None else _free(Path(folder) / self.name, self._state.get("archive")),
+            on_alarm=trainer_actions("on_alarm", self.on_alarm, trainer, stop, trainer.is_global_zero),
+            on_finding=trainer_actions("on_finding", self.on_finding, trainer, stop, trainer.is_global_zero),
+            forward=in_precision(trainer.precision_plugin, self.forward or call_plainly),
+            directory=None if folder is None else Path(folder) / self.name,
             writers=[writer for writer in writers if writer is not None],
             planned=self._planned(trainer, start),
             share=checks.share_of(trainer, pl_module),
@@ -348,19 +342,6 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             self._state = {}
         self._publish(trainer)
         return watcher
-
-    @staticmethod
-    def _action(given: Any, trainer: Any) -> Callable[[Alarm], Any]:
-        def stop(alarm: Alarm) -> None:
-            trainer.should_stop = True
-
-        def warn(alarm: Alarm) -> None:
-            if trainer.is_global_zero:
-                warn_of(alarm)
-
-        if isinstance(given, str):
-            return {"stop": stop, "warn": warn}[given]
-        return lambda alarm: given(alarm, trainer)
 
     def _snapshot(self, trainer: Any, epoch: int, averaged: bool = False) -> None:
         watcher = self._watcher
@@ -379,11 +360,12 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             trainer.callback_metrics[tag] = torch.tensor(value, dtype=torch.float32)
 
 
-def _free(folder: Path, own: str | None) -> Path:
-    """Returns the folder, or one beside it where another run's archive lies there already."""
-    candidates = (folder if i == 0 else folder.with_name(f"{folder.name}_{i}") for i in range(10_000))
-    return next(f for f in candidates if str(f.absolute()) == own or not (f / "snapshots").exists())
+def in_precision(precision: Any, forward: Forward) -> Forward:
+    """Returns a function (module, images) that calls another as the trainer's precision plugin has it."""
 
+    @functools.wraps(forward)
+    def call(module: Any, images: Tensor) -> Any:
+        with precision.forward_context():
+            return forward(module, precision.convert_input(images))
 
-def _listed(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, (list, tuple)) else [given]
+    return call

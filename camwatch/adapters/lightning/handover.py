@@ -9,18 +9,16 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from camwatch.files import write_atomically
+from camwatch.adapters.states import read_state, write_state
 
 
-class Handover:
+class StateFile:
     """A file that an object and its copies in child processes know: the child leaves its state, the parent finds it.
 
     Launchers that spawn or fork send back weights and metrics, but no callback.
 
     Example:
-        >>> Handover().receive() is None
+        >>> StateFile().receive() is None
         True
     """
 
@@ -32,16 +30,13 @@ class Handover:
     def send(self, state: dict[str, Any]) -> None:
         """Leaves the state, in a child process of the one that the original was made in; elsewhere nothing."""
         if os.getppid() == self._process:
-            with tempfile.SpooledTemporaryFile() as file:
-                torch.save(state, file)
-                file.seek(0)
-                write_atomically(self._path, file.read())
+            write_state(self._path, state)
 
     def receive(self) -> dict[str, Any] | None:
         """Returns what a child left, once; None where there is nothing."""
         if os.getpid() != self._process or not self._path.exists():
             return None
-        state: dict[str, Any] = torch.load(self._path, weights_only=True)
+        state = read_state(self._path)
         self._path.unlink()
         return state
 

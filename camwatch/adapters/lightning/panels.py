@@ -13,7 +13,6 @@ from camwatch.errors import CamwatchError, PanelError
 from camwatch.isolation import eval_mode, isolate_generators, isolate_rng
 from camwatch.panel.drawing import draw
 from camwatch.panel.panel import Panel
-from camwatch.watch.archive import load_archive
 
 
 def draw_panel(trainer: Any, pl_module: Any, n: int, unpack: Callable[..., Any] | None) -> Panel:
@@ -84,7 +83,6 @@ def copied(batch: Any) -> Any:
 def archived_panel(path: str) -> Panel | None:
     """Returns the panel in an archive, None where that is gone, damaged or without images."""
     try:
-        state = load_archive(path).panel
-        return Panel.from_state(state) if state.get("images") is not None else None
+        return Panel.from_archive(path)
     except Exception:  # the panel is drawn again
         return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camwatch.files import file_name, write_atomically
+from camwatch.files import file_name, write_whole
 from camwatch.pictures.encoding import to_png
 
 
@@ -20,7 +20,7 @@ class CSVWriter:
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """Writes a picture (3, H, W) uint8."""
-        write_atomically(self._folder("images") / f"{file_name(tag, step)}.png", to_png(picture))
+        write_whole(self._folder("images") / f"{file_name(tag, step)}.png", to_png(picture))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes numbers by tag."""
@@ -28,7 +28,7 @@ class CSVWriter:
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Writes a text in Markdown."""
-        write_atomically(self._folder("texts") / f"{file_name(tag, step, text)}.md", text.encode())
+        write_whole(self._folder("texts") / f"{file_name(tag, step, text)}.md", text.encode())
 
     def _folder(self, name: str) -> Path:
         return Path(self.logger.log_dir) / name

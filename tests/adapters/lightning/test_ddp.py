@@ -17,7 +17,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy, SingleDeviceStra
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from camwatch import Alarm, CAMMonitor, load_archive
+from camwatch import CAMMonitor, Finding, load_archive
 from camwatch.errors import UnsupportedError
 from tests.support.nets import SmallNet, data, loader, trainer
 
@@ -68,9 +68,9 @@ class Stream(IterableDataset[Any]):
 def alarmed(rank: int) -> Any:
     """A detector that speaks on one process only."""
 
-    def mine(snapshot: Any) -> Alarm | None:
+    def mine(snapshot: Any) -> Finding | None:
         here = int(os.environ.get("LOCAL_RANK", 0)) == rank
-        return Alarm("mine", snapshot.epoch, snapshot.global_step, "x") if here and snapshot.epoch == 0 else None
+        return Finding("mine", snapshot.epoch, snapshot.global_step, "x") if here and snapshot.epoch == 0 else None
 
     return mine
 
@@ -250,11 +250,11 @@ warnings.simplefilter("ignore")
 from tests.support.nets import SmallNet, data, loader, trainer
 from pytorch_lightning.loggers import CSVLogger
 from tests.adapters.lightning.test_resume import assert_complete
-from camwatch import Alarm, CAMMonitor
+from camwatch import Finding, CAMMonitor
 
 def certain(snapshot):
     known = {"look": snapshot.look, "labels": snapshot.labels.tolist()}
-    return Alarm("certain", snapshot.epoch, snapshot.global_step, "as always", known) if snapshot.epoch == 0 else None
+    return Finding("certain", snapshot.epoch, snapshot.global_step, "as always", known) if snapshot.epoch == 0 else None
 
 if __name__ == "__main__":
     # Random weights may have blank maps or not, so the built-in detectors may speak or not: the archive says which.
@@ -268,7 +268,7 @@ if __name__ == "__main__":
     [said] = Path(sys.argv[1]).rglob("texts/camwatch/summary/*.md")  # by the process that trained
     assert said.read_text().replace("\\n\\n", "\\n") == monitor.summary()
     assert monitor.state_dict()["history"]
-    assert not monitor._handover._path.exists()
+    assert not monitor._state_file._path.exists()
 """
 
 

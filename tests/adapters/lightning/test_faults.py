@@ -18,7 +18,7 @@ from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from camwatch import Alarm, CAMMonitor, files, load_archive
+from camwatch import CAMMonitor, Finding, files, load_archive
 from camwatch import run as run_room
 from camwatch.cam.engine import explain
 from camwatch.errors import CamwatchWarning, PanelError
@@ -144,7 +144,7 @@ def test_a_full_disk_is_warned_of_once_and_later_snapshots_are_written(monkeypat
     def replacing(source: Any, target: Any) -> None:
         calls.append(Path(target).name)
         # Records and pictures of the second and third snapshot, on two threads.
-        if Path(target).name in ("000001.pt", "000002.pt", "step_00000004.png", "step_00000008.png"):
+        if Path(target).name in ("000001.safetensors", "000002.safetensors", "step_00000004.png", "step_00000008.png"):
             raise full
         replace(source, target)
 
@@ -153,7 +153,7 @@ def test_a_full_disk_is_warned_of_once_and_later_snapshots_are_written(monkeypat
     assert run.current_epoch == 3 and errors(monitor) == [None] * 4
     assert len(said) == 1 and "No space left" in said[0]
     assert [s.look for s in load_archive(monitor.archive).snapshots] == [0, 3]
-    assert {"000002.pt", "step_00000008.png"} <= set(calls)  # it was tried again
+    assert {"000002.safetensors", "step_00000008.png"} <= set(calls)  # it was tried again
     strips = sorted(path.name for path in tmp_path.rglob("film_strip/*.png"))
     assert strips == ["step_00000000.png", "step_00000012.png"]
 
@@ -220,8 +220,8 @@ def test_a_detector_that_raises_is_passed_over():
     def broken(snapshot: Any) -> Any:
         raise KeyError("oh")
 
-    def sound(snapshot: Any) -> Alarm | None:
-        return Alarm("sound", snapshot.epoch, snapshot.global_step, "heard") if snapshot.epoch == 1 else None
+    def sound(snapshot: Any) -> Finding | None:
+        return Finding("sound", snapshot.epoch, snapshot.global_step, "heard") if snapshot.epoch == 1 else None
 
     monitor = CAMMonitor(12, detectors=[broken, sound], on_alarm=lambda alarm, trainer: None)
     _, said = fit(monitor)
@@ -230,13 +230,13 @@ def test_a_detector_that_raises_is_passed_over():
 
 
 def test_an_action_that_raises_keeps_nothing_from_the_others():
-    def always(snapshot: Any) -> Alarm:
-        return Alarm("always", snapshot.epoch, snapshot.global_step, "again")
+    def always(snapshot: Any) -> Finding:
+        return Finding("always", snapshot.epoch, snapshot.global_step, "again")
 
-    def broken(alarm: Alarm, trainer: Any) -> None:
+    def broken(alarm: Finding, trainer: Any) -> None:
         raise ConnectionError("no mail today")
 
-    heard: list[Alarm] = []
+    heard: list[Finding] = []
     actions = [broken, lambda alarm, trainer: heard.append(alarm)]
     monitor = CAMMonitor(12, detectors=[always], on_alarm=actions)
     run, said = fit(monitor)

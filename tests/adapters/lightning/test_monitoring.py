@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import IterableDataset
 
-from camwatch import CAMMonitor, Panel
+from camwatch import CAMMonitor
 from camwatch.errors import CamwatchWarning, InputError
-from camwatch.metrics.table import map_measures
+from camwatch.metrics.table import measure_maps
 from camwatch.watch import snapshot as room
 from tests.support.nets import SmallNet, data, loader, trainer
 
@@ -90,15 +90,15 @@ def test_checkpoint_and_early_stopping_see_the_epochs_value(schedule, every, tmp
 def test_key_survives_failed_snapshots_and_is_never_nan(monkeypatch, tmp_path):
     checkpoint, batches = Asking(tmp_path), EveryBatch()
     monitor = CAMMonitor(12)
-    measure = map_measures
+    measure = measure_maps
 
-    def blank(maps: torch.Tensor, panel: Panel, reference: Any) -> Any:
+    def blank(maps: torch.Tensor, *args: Any) -> Any:
         look = len(monitor.history)
         if look == 2:
             raise RuntimeError("no snapshot today")
-        return measure(maps * (look != 3), panel, reference)  # at the fourth look all maps are blank: NaN
+        return measure(maps * (look != 3), *args)  # at the fourth look all maps are blank: NaN
 
-    monkeypatch.setattr(room, "map_measures", blank)
+    monkeypatch.setattr(room, "measure_maps", blank)
     run = trainer(
         [monitor, checkpoint, batches, EarlyAsking(check_finite=True)], max_epochs=5, enable_checkpointing=True
     )
@@ -116,7 +116,7 @@ def test_key_is_there_from_the_first_step_when_the_first_snapshot_fails(monkeypa
         raise RuntimeError("no snapshot today")
 
     batches = EveryBatch()
-    monkeypatch.setattr(room, "map_measures", fail)
+    monkeypatch.setattr(room, "measure_maps", fail)
     dataset = data()
     trainer([CAMMonitor(12), batches, EarlyAsking(patience=5)]).fit(SmallNet(), loader(dataset), loader(dataset))
     assert all(0 < value < 1 for value in batches.seen)  # what a uniform map would have
@@ -202,9 +202,9 @@ def test_wrong_key_found_late_does_not_end_training():
 
 def test_monitor_may_stop_training():
     def alarmed(snapshot: Any) -> Any:
-        from camwatch import Alarm
+        from camwatch import Finding
 
-        return Alarm("mine", snapshot.epoch, snapshot.global_step, "stop") if snapshot.epoch == 1 else None
+        return Finding("mine", snapshot.epoch, snapshot.global_step, "stop") if snapshot.epoch == 1 else None
 
     heard: list[Any] = []
     monitor = CAMMonitor(12, detectors=[alarmed], on_alarm=["stop", lambda alarm, trainer: heard.append(alarm)])

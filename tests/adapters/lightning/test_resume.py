@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
-from camwatch import Alarm, CAMMonitor, load_archive
+from camwatch import CAMMonitor, Finding, load_archive
 from camwatch.detectors.level import Level
 from camwatch.errors import CamwatchWarning
 from tests.support.nets import SmallNet, data, loader, trainer
@@ -21,10 +21,10 @@ from tests.support.nets import SmallNet, data, loader, trainer
 pytestmark = pytest.mark.filterwarnings("ignore::camwatch.errors.CamwatchWarning")
 
 
-def third(snapshot: Any) -> Alarm | None:
+def third(snapshot: Any) -> Finding | None:
     """An alarm at every third look, so that there are some before and after the interruption."""
     return (
-        Alarm("third", snapshot.epoch, snapshot.global_step, "look", {"look": snapshot.look})
+        Finding("third", snapshot.epoch, snapshot.global_step, "look", {"look": snapshot.look})
         if snapshot.look % 3 == 2
         else None
     )
@@ -71,7 +71,13 @@ def assert_complete(monitor: CAMMonitor, maps: bool = True) -> None:
     run = load_archive(monitor.archive)
     assert [s.look for s in run.snapshots] == list(range(len(monitor.history)))
     for kept, known in zip(run.snapshots, monitor.history, strict=True):
-        assert same({**vars(kept), "maps": {}}, vars(known))
+        alone = {
+            "maps": {},
+            "intervals": {},
+            "predicted_maps": {},
+            "pastes": None,
+        }  # what the archive has, and no history
+        assert same({**vars(kept), **alone}, vars(known))
         assert bool(kept.maps) or not maps
     assert same([vars(a) for a in run.alarms], [vars(a) for a in monitor.alarms])
 
@@ -106,8 +112,8 @@ def test_six_epochs_are_three_a_resume_and_three(archive, straight, tmp_path):
     if archive == "deleted":
         shutil.rmtree(first.archive)
     if archive == "damaged":
-        (first.archive / "panel.pt").write_bytes(b"nothing")
-        (first.archive / "snapshots" / "000001.pt").write_bytes(b"nothing")
+        (first.archive / "panel.safetensors").write_bytes(b"nothing")
+        (first.archive / "snapshots" / "000001.safetensors").write_bytes(b"nothing")
     held = torch.load(checkpoint, weights_only=True)  # plain types and tensors
     assert len(held["callbacks"]["CAMMonitor[camwatch]"]["history"]) == 4
     second = watched(**options)
@@ -194,7 +200,7 @@ def test_a_detector_that_was_given_before_carries_nothing_over(tmp_path):
 def test_another_panel_begins_a_new_history(tmp_path):
     _, checkpoint = interrupted(tmp_path)
     second = watched(panel=(torch.rand(4, 3, 16, 16), [0, 1, 2, 0]))
-    with pytest.warns(CamwatchWarning, match="another panel or other layers"):
+    with pytest.warns(CamwatchWarning, match="of another run .other images"):
         fit(tmp_path, second, 4, checkpoint)
     assert [s.epoch for s in second.history] == [-1, 3]
 

@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from camwatch import Panel
 from camwatch.metrics import relevance_mass_accuracy
+from camwatch.parallel import Share
 from camwatch.probes.transplanting import transplant
 from camwatch.records import Snapshot
-from camwatch.run import Recipe, write_recipe
-from camwatch.watch.snapshot import measure
+from camwatch.run import BATCH, RunConfig
+from camwatch.watch.snapshot import Moment, measure
 
 ARMS: dict[str, float | None] = {"chance": 1 / worlds.CLASSES, "none": None, "0.8": 0.8, "0.95": 0.95, "1": 1.0}
 CONTROLS = ("rate x3", "augmentation", "label noise")
@@ -242,7 +243,7 @@ KEPT = (
 def slim(snapshot: Snapshot) -> Snapshot:
     """Returns the snapshot without maps, and with what detectors read."""
     measured = {k: v.half().float() if k != "map_mass" else v for k, v in snapshot.per_image.items() if k in KEPT}
-    return dataclasses.replace(snapshot, maps={}, scalars={}, per_image=measured)
+    return dataclasses.replace(snapshot, maps={}, predicted_maps={}, pastes=None, scalars={}, per_image=measured)
 
 
 def parts(run: Run) -> tuple[worlds.Scenes, worlds.Scenes, worlds.Scenes]:
@@ -272,7 +273,7 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
         settle(model, training, rate, run.seed)
     layer = "0.layer2" if small else None
     watched_as = panels(shown, watched, run.arm == "1" and run.cue in worlds.LOCALIZED and not small, run.seed)
-    recipes = {name: write_recipe(model, p, layer, "gradcam", "label", None) for name, p in watched_as.items()}
+    config = RunConfig.of(model, layer).resolved(model, shown, watched.labels)
     labels = training.labels.clone()
     if run.arm == "label noise":
         noise = torch.Generator().manual_seed(run.seed)
@@ -280,9 +281,9 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
         labels[wrong] = (labels[wrong] + 1 + torch.randint(4, (int(wrong.sum()),), generator=noise)) % 5
     optimizer = torch.optim.Adam(model.parameters(), rate * (3 if run.arm == "rate x3" else 1))
     epochs = run.epochs + 2 * (run.arm == "late")
-    history: dict[str, list[Snapshot]] = {name: [] for name in recipes}
+    history: dict[str, list[Snapshot]] = {name: [] for name in watched_as}
     looks: list[dict[str, float]] = []
-    reference: dict[str, dict[str, Tensor]] = {name: {} for name in recipes}
+    reference: dict[str, dict[str, Tensor]] = {name: {} for name in watched_as}
 
     def look(epoch: int) -> None:
         right, scores = logits(model, agrees), logits(model, disagrees)
@@ -297,11 +298,11 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
             "validation loss": float(functional.cross_entropy(outputs, test.labels)),
             "counterfactual accuracy": float((scores.argmax(1) == test.labels).float().mean()),
         }
-        for name, recipe in recipes.items():
-            snapshot = _measure(model, recipe, epoch, len(looks), epochs + 1, reference[name])
+        for name, panel in watched_as.items():
+            snapshot = _measure(model, config, panel, Moment(epoch, 0, len(looks), epochs + 1), reference[name])
             reference[name] = reference[name] or dict(snapshot.maps)
             if name == "true":
-                numbers |= baselines(model, recipe.panel, snapshot, recipe.layers[0])
+                numbers |= baselines(model, panel, snapshot, config.layers[0])
                 hidden = snapshot.per_image.get("hide")
                 numbers["outside-only accuracy"] = float("nan") if hidden is None else float(hidden.nanmean())
             history[name].append(slim(snapshot))
@@ -351,9 +352,7 @@ def name_cue(run: Run, folder: Path) -> None:
 
 
 def _measure(
-    model: nn.Module, recipe: Recipe, epoch: int, look: int, planned: int, reference: dict[str, Tensor]
+    model: nn.Module, config: RunConfig, panel: Panel, moment: Moment, reference: dict[str, Tensor]
 ) -> Snapshot:
     model.eval()
-    return measure(
-        model, recipe, epoch=epoch, global_step=0, look=look, planned=planned, reference=reference, probes=True
-    ).snapshot
+    return measure(model, config, panel, moment, reference=reference, probes=True, share=Share(), batch_size=BATCH)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from camwatch import Alarm, CAMMonitor, load_archive
+from camwatch import CAMMonitor, Finding, load_archive
 from camwatch.errors import CamwatchWarning
 from camwatch.pictures.colours import heatmaps
 from camwatch.pictures.encoding import to_png
@@ -289,7 +289,7 @@ def test_mlflow_logger_gets_images_scalars_and_text_in_a_file_store(tmp_path, mo
     write_all(for_logger(logger))
     history = logger.experiment.get_metric_history(logger.run_id, "camwatch/relevance_mass_accuracy")
     assert [(m.step, m.value) for m in history] == [(0, 0.25), (10, 0.35)]
-    stored = [pixels(file) for file in tmp_path.rglob("*.png")]
+    stored = [pixels(file) for file in tmp_path.rglob("artifacts/**/*.png")]
     assert len(stored) == 2
     assert all(any(torch.equal(image, picture(step)) for image in stored) for step in (0, 10))
     texts = sorted(file.read_text() for file in tmp_path.rglob("camwatch/alarm/*.md"))
@@ -297,7 +297,7 @@ def test_mlflow_logger_gets_images_scalars_and_text_in_a_file_store(tmp_path, mo
 
 
 def certain(snapshot):
-    return Alarm("certain", snapshot.epoch, snapshot.global_step, "as always") if snapshot.epoch == 1 else None
+    return Finding("certain", snapshot.epoch, snapshot.global_step, "as always") if snapshot.epoch == 1 else None
 
 
 def train(logger):
@@ -347,7 +347,7 @@ def test_a_run_arrives_in_mlflow(tmp_path, monkeypatch):
     assert groups
     for group in groups:  # a file store cannot keep a metric below another
         assert stored[f"camwatch/{group.replace('/', '_')}"] == monitor.history[-1].scalars[group]
-    pictures = [str(path) for path in tmp_path.rglob("*.png")]
+    pictures = [str(path) for path in tmp_path.rglob("artifacts/**/*.png")]
     assert [sum(kind in path for path in pictures) for kind in ("panel", "overlays", "film_strip")] == [1, 3, 3]
     assert ["as always" in path.read_text() for path in tmp_path.rglob("camwatch/alarm/*.md")] == [True]
     assert repr(load_archive(tmp_path).alarms) == repr(monitor.alarms)  # the evidence may hold NaN
