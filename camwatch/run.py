@@ -175,7 +175,7 @@ def _parts(code: CodeType) -> Iterator[Any]:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Says what makes one description that of another run.
 
-    Callables of one name of which no checksum can be taken are taken for the same. A checksum of data begins with "sha".
+    Callables of one name of which no checksum can be taken are taken for the same. Checksums of data begin with "sha".
 
     Example:
         >>> changes({"target": "label", "images": "sha 1"}, {"target": "predicted", "images": "sha 2"})

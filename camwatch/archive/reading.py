@@ -171,6 +171,8 @@ def _snapshot(file: Path, header: Mapping[str, Any], change: Callable[[Any], Any
     integers = {
         key: change(found[key].astype(np.int64)) for key in ("labels", "predicted", "top_classes") if key in found
     }
+    measures = header["measures"]
+    means = {measures[key] if isinstance(key, int) else key: row for key, *row in header["means"]}
     pastes = None
     if header["probes"] is not None:
         pastes = Pastes(tuple(header["probes"]), *(change(found[key]) for key in ("places", "pastes", "paste_chances")))
@@ -180,9 +182,9 @@ def _snapshot(file: Path, header: Mapping[str, Any], change: Callable[[Any], Any
         labels=integers["labels"],
         predicted=integers["predicted"],
         probability=change(found["probability"]),
-        per_image={name: change(row) for name, row in zip(header["measures"], found.get("measures", ()), strict=True)},
-        scalars={key: values[0] for key, values in header["means"].items()},
-        intervals={key: (values[1], values[2]) for key, values in header["means"].items() if len(values) == 3},
+        per_image={name: change(row) for name, row in zip(measures, found.get("measures", ()), strict=True)},
+        scalars={key: mean for key, (mean, *_) in means.items()},
+        intervals={key: (bounds[0], bounds[1]) for key, (_, *bounds) in means.items() if bounds},
         maps=_OnDisk(header["layers"], lambda i: change(read_arrays(file, [f"maps/{i}"])[f"maps/{i}"])),
         predicted_maps=_OnDisk(drawn, lambda i: change(_for_the_eye(file, i, len(found["labels"])))),
         top_classes=integers.get("top_classes"),

@@ -140,11 +140,23 @@ def snapshot_as_bytes(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> b
         },
         "layers": list(snapshot.maps),
         "measures": list(measures),
-        "means": {key: [value, *snapshot.intervals.get(key, ())] for key, value in snapshot.scalars.items()},
+        "means": _means(snapshot, list(measures)),
         "findings": [vars(finding) for finding in findings],
         "probes": None if snapshot.pastes is None else list(snapshot.pastes.probes),
     }
     return _packed(arrays, facts)
+
+
+def _means(snapshot: Snapshot, measures: list[str]) -> list[list[Any]]:
+    """Returns a row for each panel mean: its measure's position (or its name), the mean, and its interval."""
+    return [
+        [
+            measures.index(key) if key in measures else key,
+            value,
+            *(float(f"{bound:.6g}") for bound in snapshot.intervals.get(key, ())),
+        ]
+        for key, value in snapshot.scalars.items()
+    ]
 
 
 def _for_the_eye(maps: np.ndarray) -> dict[str, np.ndarray]:

@@ -114,7 +114,9 @@ def audit(
     check_at_least(0, worst=worst)
     if not math.isfinite(threshold):
         raise InputError(f"the threshold must be a finite number, got {threshold}")
-    asked = RunConfig.of(model, layer, method=method, target=target, forward=forward, unpack=unpack)
+    asked = RunConfig.of(
+        model, None if layer is None else [layer], method=method, target=target, forward=forward, unpack=unpack
+    )
     _check_forward(model, forward)
     framework = importlib.import_module(_package(trainer, model))
     trainer = trainer or framework.Trainer(
