@@ -268,7 +268,7 @@ for look in range(10_000):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_an_archive_survives_kills_with_at_most_the_last_snapshot_missing(tmp_path: Path) -> None:
+def test_archive_survives_kills_with_at_most_the_last_snapshot_missing(tmp_path: Path) -> None:
     for k in range(3):
         folder = tmp_path / str(k)
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True)

@@ -280,17 +280,14 @@ def compare(part: str, before: dict[str, Any], after: dict[str, Any]) -> list[st
 def compare_memory(before: Path, after: Path, rounds: int = 3) -> list[str]:
     """Returns where a fresh process holds over 1.05 times as much, by the least of a few runs."""
     found = []
-    for name, method in (
-        ("resnet18", "gradcam"),
-        ("vit", "gradcam"),
-        ("mobilenet_v3_small", "scorecam"),
-        ("vit", "legrad"),
-    ):
-        peaks = [
-            [list(run(tree, "memory", name, method).values())[0] for _ in range(rounds)] for tree in (before, after)
-        ]
-        ratio = min(peaks[1]) / min(peaks[0])
-        print(f"memory: {name} {method} {min(peaks[0]) / 1024:.0f} MB, {ratio:.3f}x", flush=True)
+    cases = (("resnet18", "gradcam"), ("vit", "gradcam"), ("mobilenet_v3_small", "scorecam"), ("vit", "legrad"))
+    for name, method in cases:
+        least, now = (
+            min(peak for _ in range(rounds) for peak in run(tree, "memory", name, method).values())
+            for tree in (before, after)
+        )
+        ratio = now / least
+        print(f"memory: {name} {method} {least / 1024:.0f} MB, {ratio:.3f}x", flush=True)
         found += [f"memory {name} {method}: {ratio:.3f}x"] if ratio > 1.05 else []
     return found
 
