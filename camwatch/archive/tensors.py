@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from camwatch.archive.reading import ArchivedRun, Snapshots, read_archive
+from camwatch.archive.reading import ArchivedRun, read_changed
 
 
 def load_archive(path: str | Path) -> ArchivedRun:
@@ -21,20 +19,22 @@ def load_archive(path: str | Path) -> ArchivedRun:
         path: The archive's folder, or any folder with exactly one archive below it, such as a log directory.
 
     Returns:
-        The run; ``Panel.from_archive`` makes its panel, ``replay`` judges it again.
+        The run; ``Panel.from_state`` takes its ``panel``, where the images were stored.
 
     Raises:
         InputError: There is no archive, or there are several; they are listed.
+
+    Example:
+        >>> import tempfile
+        >>> from camwatch.archive.writing import write_run, write_snapshot
+        >>> from camwatch.records import Snapshot
+        >>> folder, label = Path(tempfile.mkdtemp()), torch.tensor([1])
+        >>> write_run(folder, {"layers": ["layer4"]}, {"labels": label})
+        >>> write_snapshot(folder, Snapshot(-1, 0, 0, None, label, label, torch.tensor([0.75])))
+        >>> load_archive(folder.parent / folder.name).snapshots[0].probability
+        tensor([0.7500])
     """
-    found = read_archive(path)
-    assert isinstance(found.snapshots, Snapshots)
-    return dataclasses.replace(found, panel=_tensors(found.panel), snapshots=found.snapshots.with_arrays(_tensor))
-
-
-def _tensors(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tensors(held) for key, held in value.items()}
-    return _tensor(value) if isinstance(value, np.ndarray) else value
+    return read_changed(path, _tensor)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

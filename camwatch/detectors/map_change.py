@@ -58,12 +58,8 @@ class MapChange(MapDetector):
             f"images (margin {self.margin:g}, p = {test.p:.1e} at the level {level:.1e}).",
             f"It fell by more than the margin on {fell} of them, most on images {sentences.listing(most)}.",
         ]
-        evidence = {
-            **sentences.statistics_as_data(test, level, self.margin),
-            "jitter": jitter,
-            "fell": fell,
-            "worst": most,
-        }
+        more = {"jitter": jitter, "fell": fell, "worst": most}
+        evidence = sentences.statistics_as_data(test, level, self.margin) | more
         return map_finding(self.name, snapshot, Said("The maps have changed", lines, evidence), self.limits)
 
     def finish(self, last: Snapshot) -> Finding | None:
