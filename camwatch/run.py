@@ -329,6 +329,6 @@ def shared_predict(
         def rows_of(rows: Tensor) -> dict[str, Tensor]:
             return {"scores": predict(model, images[rows], batch_size=batch_size, forward=config.forward)}
 
-        return share.map(len(images), rows_of)["scores"]
+        return share.gather_rows(len(images), rows_of)["scores"]
 
     return run

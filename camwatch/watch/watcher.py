@@ -192,7 +192,7 @@ class Watcher:
         """Does work on every process; where memory lacks, again with half the images at once."""
         while True:
             try:
-                return self._share.together(work)
+                return self._share.raise_together(work)
             except Exception as error:
                 size = min(self._batch_size, len(self._share.rows(len(self.panel))))
                 if not lacks_memory(error) or size == 1:
@@ -207,7 +207,7 @@ class Watcher:
             self._reference = self._reference or dict(snapshot.maps)
             self._add_to_film(snapshot)
         # A detector of the user's own may judge otherwise on another process; what follows must not.
-        findings = self._share.first(self._judging.judge(snapshot))
+        findings = self._share.broadcast(self._judging.judge(snapshot))
         snapshot, findings = self._with_cue(snapshot, findings)
         kept = dataclasses.replace(snapshot, maps={}, predicted_maps={}, pastes=None)
         self._last = snapshot
@@ -257,7 +257,7 @@ class Watcher:
         """Says that training has ended: judges the end, writes the summary, waits until all is written, closes."""
         if self._last is not None:
             # Kept apart: of a run that is continued after all they are no part.
-            findings = self._judging.end(self._share.first(self._judging.judge_end(self._last)))
+            findings = self._judging.end(self._share.broadcast(self._judging.judge_end(self._last)))
             self.published["alarm"] = float(bool(self.alarms))
             self._output.end(findings, self.summary(), self._last.global_step)
             self._judging.act(findings)

@@ -290,7 +290,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             return panel
 
         # On every process: what asks the user's data module may wait for the others.
-        panel = checks.share_of(trainer, pl_module).together(find)
+        panel = checks.share_of(trainer, pl_module).raise_together(find)
         return trainer.strategy.broadcast(panel) if trainer.world_size > 1 else panel
 
     def _promise(self, trainer: Any) -> None:
