@@ -15,6 +15,10 @@ def load_archive(path: str | Path) -> ArchivedRun:
 
     A damaged file is skipped, with one warning that names all such files.
 
+    ``run.snapshots`` holds the records, oldest first, with their raw maps (``run.snapshots[-1].maps["layer4"]`` is (N,
+    h, w)); ``run.panel``, ``run.layers`` and ``run.findings`` what they are of and what was found.
+    ``camwatch.replay(run)`` judges them again.
+
     Args:
         path: The archive's folder, or any folder with exactly one archive below it, such as a log directory.
 

@@ -44,6 +44,9 @@ class Watcher:
     Everything is checked when the watcher is made. After that it never raises for what goes wrong in a
     snapshot: it warns once, records the failure and goes on.
 
+    Call ``snapshot`` where training stands, and ``finish`` at its end. What is logged, and under which tags, is listed
+    at ``CAMMonitor``.
+
     Args:
         model: The model that is trained; its state is never changed.
         panel: What is watched: a Panel or (images, labels[, regions]).

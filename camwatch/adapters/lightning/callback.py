@@ -45,6 +45,42 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
     the trainer's loggers, everything to an archive in the log directory. Training itself is bit for bit what
     it would be without the callback; after the first step the monitor never raises.
 
+    Read ``findings`` (all that the detectors found), ``alarms`` (those of severity "alarm"), ``history`` (the
+    snapshots, oldest first), ``archive`` (its folder) and ``summary()``.
+
+    Logged, under ``name`` ("camwatch/" by default):
+
+    - ``panel``: the panel with the regions' outlines, at step 0, where a wrong annotation is seen at once;
+    - ``<layer>/overlays``: one sheet a snapshot, with label, predicted class and probability; for a wrong answer the
+      predicted class's map too;
+    - ``<layer>/film_strip``: a row per image, a column per snapshot, and the difference from the first;
+    - ``relevance_mass_accuracy``: the share of the map's mass inside the regions; with ``/right`` and ``/wrong`` behind
+      it, that of the images answered rightly and wrongly, as for ``pointing_game`` and ``map_entropy``; further
+      ``relevance_rank_accuracy``, ``region_auroc``, ``region_area`` and ``region_ceiling``; ``forbidden_mass`` and
+      ``forbidden_area`` with a forbidden zone;
+    - ``map_mass``, ``map_entropy``, ``map_similarity`` (to the first snapshot), ``blank_maps``: without regions too;
+    - ``correct``, ``label_probability``: of the answers;
+    - ``hide``: how often the label is still given with its region hidden; ``hide_elsewhere``: with a box of the same
+      area hidden elsewhere; ``swap_context``, ``swap_region``: how often the answer follows the rest of the image, or
+      the region, when regions are swapped; ``swap_confusion``, ``swaps``: how often that class is answered where it is
+      on neither side, and how many swaps were asked;
+    - ``alarm``: 0 or 1, and each alarm's text; ``summary``: a text at the end of the run;
+    - ``cue``: on an alarm, the place whose patch carries the answer with it when it is moved between images.
+
+    Measures of a map also stand under ``<layer>/<measure>``; those without a layer are the first one's. TensorBoard
+    gets all of it; Weights & Biases, MLflow and CSV loggers what they can hold; other loggers the scalars.
+    ``ModelCheckpoint``, ``EarlyStopping`` and schedulers can monitor every scalar: it exists from the first step, holds
+    the epoch's own value in epochs with a snapshot and the last one otherwise, and is never NaN.
+
+    A snapshot costs about its forward passes. With regions, most of a snapshot is the probes (11 passes of the panel):
+    ``probe_every=`` spaces them, ``detectors=[]`` leaves them out. Between snapshots the model has no hook.
+
+    Under DDP each process explains its share of the panel, rank zero writes, and all see the same values; after
+    ``ddp_spawn`` and ``ddp_fork`` history, findings and summary are in the parent. Under ``ModelParallelStrategy``
+    (FSDP2) every process runs the same forward passes: tested with two processes on the CPU, never on several GPUs.
+    FSDP1 and DeepSpeed are refused. A resumed run goes on with its history, findings and detectors, which are in the
+    checkpoint.
+
     Args:
         panel: A ``Panel``, (images, labels[, regions]), or a number of validation samples to draw.
         layer: A layer's name, a sequence of names, or None: found by a dry pass.
