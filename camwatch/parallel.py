@@ -135,3 +135,43 @@ def lacks_memory(error: BaseException) -> bool:
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     said = ("out of memory", "can't allocate memory", "not enough memory")
     return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
+
+
+class Batches:
+    """How many of N images are run at once: fewer once memory lacked, on all processes alike.
+
+    Args:
+        share: This process's part of the work.
+        n: How many images there are.
+        size: At once, to begin with.
+
+    Example:
+        >>> batches = Batches(Share(), n=8, size=32)
+        >>> def work():
+        ...     if batches.size > 2:
+        ...         raise MemoryError
+        ...     return batches.size
+        >>> batches.work(work)
+        2
+    """
+
+    def __init__(self, share: Share, n: int, size: int) -> None:
+        self.share, self.n, self.size = share, n, size
+
+    def work(self, function: Callable[[], T]) -> T:
+        """Calls a function on every process; where memory lacks, again with half the images at once.
+
+        Raises:
+            Exception: What the function raises otherwise, or with one image.
+        """
+        while True:
+            try:
+                return self.share.raise_together(function)
+            except Exception as error:
+                size = min(self.size, len(self.share.rows(self.n)))
+                if not lacks_memory(error) or size == 1:
+                    raise
+            # Outside of the handler, whose error holds on to the memory; later work keeps to it.
+            self.size = size // 2
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.empty_cache()

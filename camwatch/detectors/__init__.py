@@ -1,10 +1,10 @@
 """Detectors: snapshots in, findings out; they never run a model, so they can be replayed over an archive.
 
 An alarm says that on this panel the share of the map inside the regions fell, or that the answers follow what lies
-outside of them, by so much, with this interval. No alarm does not mean that there is no shortcut: a cue inside the region,
-or one that no panel image carries, cannot be seen, and one that is not at a place (a tint, a blur) may be missed. A
-hidden or swapped region makes an image that the model was never trained on, and legitimate context (the water under a
-boat) also scores.
+outside of them, by so much, with this interval. No alarm does not mean that there is no shortcut: a cue inside the
+region, or one that no panel image carries, cannot be seen, and one that is not at a place (a tint, a blur) may be
+missed. A hidden or swapped region makes an image that the model was never trained on, and legitimate context (the water
+under a boat) also scores.
 
 - ``drop``: the paired share of mass inside the regions fell below that of the first snapshots, by more than a margin
   and the run's own jitter, at two looks in a row, the error probability spent over all looks.

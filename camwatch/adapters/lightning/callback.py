@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
 
 from camwatch.adapters.lightning import checks
 from camwatch.adapters.lightning.handover import StateFile
 from camwatch.adapters.lightning.panels import archived_panel, copied, draw_panel, is_iterable, length
-from camwatch.cam.model.execution import Forward, call_plainly
+from camwatch.adapters.lightning.trainers import in_precision, planned_snapshots, share_of
+from camwatch.cam.model.execution import call_plainly
 from camwatch.detectors import report
 from camwatch.detectors.coercion import coerce
 from camwatch.detectors.judging import make_detectors
@@ -293,21 +292,6 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             if trainer.is_global_zero:
                 self._state_file.send(self._watcher.state_dict())
 
-    def _planned(self, trainer: Any, start: bool) -> int | None:
-        """The number of snapshots of the whole run, the first included; None where it has no known end."""
-        if self.schedule.every_n_steps is not None:
-            steps = trainer.estimated_stepping_batches
-            return int(steps) // self.schedule.every_n_steps + start if steps not in (-1, float("inf")) else None
-        if trainer.max_epochs in (None, -1):
-            return None
-        batches, interval = trainer.num_training_batches, trainer.val_check_batch
-        every, inside = trainer.check_val_every_n_epoch, 1
-        if trainer.enable_validation and every is not None and isinstance(batches, int) and isinstance(interval, int):
-            inside = max(1, batches // max(1, interval))
-        return start + self.schedule.planned(
-            trainer.max_epochs, lambda epoch: inside if (epoch + 1) % (every or 1) == 0 else 1
-        )
-
     def _find_panel(self, trainer: Any, pl_module: Any) -> Panel | None:
         """Returns the panel, the same on every process; None where it has to wait for validation batches."""
 
@@ -326,7 +310,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             return panel
 
         # On every process: what asks the user's data module may wait for the others.
-        panel = checks.share_of(trainer, pl_module).raise_together(find)
+        panel = share_of(trainer, pl_module).raise_together(find)
         return trainer.strategy.broadcast(panel) if trainer.world_size > 1 else panel
 
     def _promise(self, trainer: Any) -> None:
@@ -369,8 +353,8 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             forward=in_precision(trainer.precision_plugin, self.forward or call_plainly),
             directory=None if folder is None else Path(folder) / self.name,
             writers=[writer for writer in writers if writer is not None],
-            planned=self._planned(trainer, start),
-            share=checks.share_of(trainer, pl_module),
+            planned=planned_snapshots(trainer, self.schedule, start),
+            share=share_of(trainer, pl_module),
             **options,
         )
         if self._state:
@@ -394,14 +378,3 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         assert self._watcher is not None
         for tag, value in self._watcher.tags(self._watcher.published).items():
             trainer.callback_metrics[tag] = torch.tensor(value, dtype=torch.float32)
-
-
-def in_precision(precision: Any, forward: Forward) -> Forward:
-    """Returns a function (module, images) that calls another as the trainer's precision plugin has it."""
-
-    @functools.wraps(forward)
-    def call(module: Any, images: Tensor) -> Any:
-        with precision.forward_context():
-            return forward(module, precision.convert_input(images))
-
-    return call
