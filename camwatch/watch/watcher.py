@@ -69,6 +69,7 @@ class Watcher:
         InputError: Something does not fit; the message says what arrived and what is valid.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> watcher = Watcher(net, (torch.rand(4, 1, 8, 8), [0, 1, 0, 1]), detectors=[])
         >>> snapshot = watcher.snapshot(epoch=0, step=10)
