@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.model.execution import Forward
 from camwatch.detectors import report
 from camwatch.detectors.judging import with_cue
@@ -81,7 +81,7 @@ class Watcher:
         panel: Any,
         *,
         layer: str | Sequence[str] | None = None,
-        method: str | Method = "gradcam",
+        method: str | MapFunction = "gradcam",
         target: PanelTarget = "label",
         detectors: Literal["default"] | Sequence[Any] = "default",
         on_alarm: Any = "warn",
