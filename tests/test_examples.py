@@ -66,7 +66,7 @@ def test_finetune_torchvision_takes_masks_or_boxes(
     load("finetune_torchvision").main(tmp_path, pets=False, epochs=1, size=64, batch_size=4, workers=0, weights=None)
     assert "archive: " in capsys.readouterr().out
     run = load_archive(tmp_path)
-    assert len(run.snapshots) == 2 and run.panel["class_names"] == ("cats", "dogs")
+    assert len(run.snapshots) == 2 and run.panel["class_names"] == ["cats", "dogs"]
     annotated = run.panel["regions"]["annotated"]
     assert annotated.all() and len(annotated) == 12
 

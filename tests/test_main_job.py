@@ -102,7 +102,7 @@ def test_training_on_jpeg_folders_is_watched(tmp_path: Path) -> None:
     assert [snapshot.epoch for snapshot in monitor.history] == [-1, 0, 1]
     assert panel["images"].shape == (16, 3, HEIGHT, WIDTH)
     assert sorted(panel["labels"].tolist()) == [0] * 8 + [1] * 8, "balanced over the classes"
-    assert panel["class_names"] == ("cats", "dogs")
+    assert panel["class_names"] == ["cats", "dogs"]
     np.testing.assert_allclose(panel["denormalize"], (MEAN, STD), rtol=1e-6)
     assert all(path.endswith(".jpg") for path in panel["ids"])
 

@@ -94,7 +94,6 @@ def randomization_check(
     layer: str | nn.Module | None = None,
     method: str | MapFunction = "gradcam",
     stages: Sequence[str | nn.Module] | None = None,
-    seed: int = 0,
     batch_size: int | None = None,
     forward: Forward | None = None,
 ) -> RandomizationCheck:
@@ -113,7 +112,6 @@ def randomization_check(
         stages: Names or modules to randomize with everything in them, from the top down. Default: each module
             that holds a weight of two or more dimensions, with the normalization behind it, in the reverse
             order of their definition.
-        seed: Of the random weights; a stage gets the same ones in both modes.
 
     Returns:
         A RandomizationCheck. The model's parameters and buffers and the random state are afterwards, bit for
@@ -161,11 +159,11 @@ def randomization_check(
         cascading, independent = [], []
         with _restored(model):
             for i, modules in enumerate(groups.values()):
-                _randomize(modules, seed + i)
+                _randomize(modules, i)
                 cascading.append(similarity())
         for i, modules in enumerate(groups.values()):
             with _restored(model):
-                _randomize(modules, seed + i)
+                _randomize(modules, i)
                 independent.append(similarity())
     return RandomizationCheck(
         tuple(groups), torch.stack(cascading), torch.stack(independent), trained.layer, trained.method

@@ -40,7 +40,7 @@ def actions(argument: str, given: Any, named: Mapping[str, Action] = NAMED) -> t
     for one in several:
         known = named.get(one) if isinstance(one, str) else one
         if not callable(known):
-            valid = ", ".join(map(repr, sorted(named)))
+            valid = ", ".join(map(repr, named))
             raise InputError(f"{argument} is {one!r}; valid are {valid}, a callable, or a sequence of these")
         made.append(known)
     return tuple(made)
@@ -66,7 +66,7 @@ def trainer_actions(
         return lambda finding: action(finding, trainer)
 
     named: dict[str, Callable[..., Any]] = {
-        "stop": lambda finding, trainer: stop(),
         "warn": lambda finding, trainer: warn_of(finding) if warns else None,
+        "stop": lambda finding, trainer: stop(),
     }
     return tuple(map(bound, actions(argument, () if given is None else given, named)))

@@ -229,7 +229,7 @@ def test_a_resumed_run_goes_on_with_its_history(tmp_path: Path) -> None:
 
 def test_unusable_arguments_say_what_is_valid(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path)
-    with pytest.raises(InputError, match="must be 1 or more, got 0 and 64"):
+    with pytest.raises(InputError, match="every_n_epochs must be an integer of 1 or more, got 0"):
         CAMMonitorCallback(trainer, every_n_epochs=0)
     with pytest.raises(InputError, match="on_alarm is 'halt'; valid are 'warn', 'stop'"):
         CAMMonitorCallback(trainer, on_alarm="halt")

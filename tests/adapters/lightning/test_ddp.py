@@ -233,9 +233,9 @@ def test_a_process_that_lacks_memory_makes_all_take_smaller_batches(two):
 def test_processes_agree_on_alarms_and_on_stopping(two):
     for rank in two:
         assert rank["alarm on process 0"]["epochs"] == 1
-        assert [alarm["detector"] for alarm in rank["alarm on process 0"]["state"]["alarms"]] == ["mine"]
+        assert [alarm["detector"] for alarm in rank["alarm on process 0"]["state"]["findings"]] == ["mine"]
         assert rank["alarm on process 1"]["epochs"] == 4
-        assert rank["alarm on process 1"]["state"]["alarms"] == []
+        assert rank["alarm on process 1"]["state"]["findings"] == []
 
 
 def test_late_panels_are_the_same_everywhere(two):
