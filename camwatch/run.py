@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from camwatch.cam.blank_maps import BlankMapWarning
 from camwatch.cam.engine import explain
 from camwatch.cam.explanation import Explanation, concatenate
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.methods.registry import check_method, needs_layer
 from camwatch.cam.model.execution import Forward, call_plainly
 from camwatch.cam.model.layers import layers
@@ -52,7 +52,7 @@ class RunConfig:
     """
 
     layers: tuple[str, ...] = ()
-    method: str | Method = "gradcam"
+    method: str | MapFunction = "gradcam"
     target: PanelTarget = "label"
     forward: Forward | None = None
     unpack: Unpack | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camwatch.cam.blank_maps import BlankMapWarning
 from camwatch.cam.engine import explain
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.model.execution import Forward
 from camwatch.cam.model.modules import find_module, unwrap
 from camwatch.cam.model.targets import Target, predicted_classes
@@ -92,7 +92,7 @@ def randomization_check(
     *,
     target: Target = "predicted",
     layer: str | nn.Module | None = None,
-    method: str | Method = "gradcam",
+    method: str | MapFunction = "gradcam",
     stages: Sequence[str | nn.Module] | None = None,
     batch_size: int | None = None,
     forward: Forward | None = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.model.execution import Forward
 from camwatch.descriptions import changes
 from camwatch.detectors import report
@@ -83,7 +83,7 @@ class Watcher:
         panel: Any,
         *,
         layer: str | Sequence[str] | None = None,
-        method: str | Method = "gradcam",
+        method: str | MapFunction = "gradcam",
         target: PanelTarget = "label",
         detectors: Literal["default"] | Sequence[Any] = "default",
         on_alarm: Any = "warn",

@@ -24,7 +24,7 @@ from camwatch.auditing.summary import Audit, Tally, summary_path, summary_rows, 
 from camwatch.auditing.table import check_output, written
 from camwatch.auditing.unfinished import Parts
 from camwatch.auditing.verdicts import COLUMNS
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.model.execution import Forward
 from camwatch.cam.model.layers import LayerName
 from camwatch.descriptions import fingerprint
@@ -42,7 +42,7 @@ def audit(
     dataloader: Any,
     *,
     layer: LayerName | None = None,
-    method: str | Method = "gradcam",
+    method: str | MapFunction = "gradcam",
     target: str | int | Callable[[Any], Tensor] = "label",
     regions: Sequence[Any] | Mapping[str, Any] | None = None,
     unpack: Callable[[Any], Any] | None = None,
