@@ -1,8 +1,7 @@
-"""Files that are there as a whole or not at all, their names, and checksums."""
+"""Files that are there as a whole or not at all, and their names."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -60,17 +59,3 @@ def file_name(tag: str, step: int, content: str = "") -> str:
     parts = [re.sub(r"[^\w.\-]+", "_", part) for part in tag.split("/")]
     folder = "/".join(part for part in parts if part.strip("."))
     return f"{folder}/step_{step:08d}" + (f"_{crc32(content.encode()):08x}" if content else "")
-
-
-def fingerprint(*parts: bytes) -> str:
-    """Returns a checksum of 16 hexadecimal digits.
-
-    Example:
-        >>> fingerprint(b"a", b"b") == fingerprint(b"ab")
-        False
-    """
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(len(part).to_bytes(8, "little"))
-        total.update(part)
-    return total.hexdigest()[:16]

@@ -57,7 +57,7 @@ class Share:
         each = -(-n // self.world)
         return (torch.arange(each) * self.world + self.rank) % n
 
-    def map(self, n: int, function: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def gather_rows(self, n: int, function: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Applies a function to every process's rows and returns the (N, ...) results, on the CPU, on all.
 
         The function must not wait for other processes.
@@ -70,25 +70,25 @@ class Share:
             ShareError: It failed on one of several processes. A single one raises what it raised.
 
         Example:
-            >>> Share().map(3, lambda rows: {"square": rows**2})
+            >>> Share().gather_rows(3, lambda rows: {"square": rows**2})
             {'square': tensor([0, 1, 4])}
         """
-        mine = self.together(lambda: function(self.rows(n)))
+        mine = self.raise_together(lambda: function(self.rows(n)))
         if self.world == 1 or self.whole:
             return {name: value.cpu() for name, value in mine.items()}
         return {name: self._gather(mine[name]).transpose(0, 1).flatten(0, 1)[:n] for name in sorted(mine)}
 
-    def together(self, function: Callable[[], T]) -> T:
+    def raise_together(self, function: Callable[[], T]) -> T:
         """Calls a function on every process; where it raises on one, all of them raise.
 
-        So no process is left waiting for another. May be nested, as ``map`` does: whoever fails answers the
+        So no process is left waiting for another. May be nested, as ``gather_rows`` does: whoever fails answers the
         others' next question, wherever they ask it, and after that all are at the same point.
 
         Raises:
             ShareError: It failed on one of several processes. A single one raises what it raised.
 
         Example:
-            >>> Share().together(lambda: 3)
+            >>> Share().raise_together(lambda: 3)
             3
         """
         if self.world == 1:
@@ -108,7 +108,7 @@ class Share:
         reason = "it says why" if error is None else f"{type(error).__name__}: {error}"
         raise ShareError(f"process {failed} of {self.world} failed: {reason}", bool((statuses == 2).any())) from error
 
-    def first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Returns process 0's value on all of them, so that they go on alike."""
         held = [value]
         if self.world > 1:
@@ -135,3 +135,43 @@ def lacks_memory(error: BaseException) -> bool:
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     said = ("out of memory", "can't allocate memory", "not enough memory")
     return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
+
+
+class Batches:
+    """How many of N images are run at once: fewer once memory lacked, on all processes alike.
+
+    Args:
+        share: This process's part of the work.
+        n: How many images there are.
+        size: At once, to begin with.
+
+    Example:
+        >>> batches = Batches(Share(), n=8, size=32)
+        >>> def work():
+        ...     if batches.size > 2:
+        ...         raise MemoryError
+        ...     return batches.size
+        >>> batches.work(work)
+        2
+    """
+
+    def __init__(self, share: Share, n: int, size: int) -> None:
+        self.share, self.n, self.size = share, n, size
+
+    def work(self, function: Callable[[], T]) -> T:
+        """Calls a function on every process; where memory lacks, again with half the images at once.
+
+        Raises:
+            Exception: What the function raises otherwise, or with one image.
+        """
+        while True:
+            try:
+                return self.share.raise_together(function)
+            except Exception as error:
+                size = min(self.size, len(self.share.rows(self.n)))
+                if not lacks_memory(error) or size == 1:
+                    raise
+            # Outside of the handler, whose error holds on to the memory; later work keeps to it.
+            self.size = size // 2
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.empty_cache()

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 import torch
@@ -22,13 +20,14 @@ from torch import Tensor, nn
 from camwatch.cam.blank_maps import BlankMapWarning
 from camwatch.cam.engine import explain
 from camwatch.cam.explanation import Explanation, concatenate
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.methods.registry import check_method, needs_layer
 from camwatch.cam.model.execution import Forward, call_plainly
 from camwatch.cam.model.layers import layers
 from camwatch.cam.model.modules import find_module
 from camwatch.cam.model.targets import class_scores, predicted_classes, probabilities, score, two_sided
 from camwatch.cam.prediction import predict
+from camwatch.descriptions import described
 from camwatch.errors import InputError, LayerError, TargetError, unknown
 from camwatch.parallel import Share
 
@@ -36,7 +35,6 @@ PanelTarget = str | int | Callable[[Any], Tensor]
 Unpack = Callable[[Any], Any]
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
 BATCH = 32  # images per forward pass
-UNTOLD = "?"  # in the place of a checksum that cannot be taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ class RunConfig:
     """
 
     layers: tuple[str, ...] = ()
-    method: str | Method = "gradcam"
+    method: str | MapFunction = "gradcam"
     target: PanelTarget = "label"
     forward: Forward | None = None
     unpack: Unpack | None = None
@@ -139,63 +137,6 @@ class RunConfig:
             "forward": None if forward is call_plainly else described(forward),
             "unpack": described(self.unpack),
         }
-
-
-def described(given: Any) -> Any:
-    """Returns a callable's qualified name and a checksum of its code; anything else as it is.
-
-    Where what a callable does hangs on more than its code (an object's state, a closure over an object), the checksum
-    is "?".
-
-    Example:
-        >>> described(7), described(math.floor)
-        (7, 'math.floor#?')
-    """
-    if not callable(given):
-        return given
-    name = f"{getattr(given, '__module__', '')}.{getattr(given, '__qualname__', type(given).__qualname__)}"
-    code = getattr(given, "__code__", None)
-    held = [cell.cell_contents for cell in getattr(given, "__closure__", None) or ()]
-    held += list(getattr(given, "__defaults__", None) or ())
-    if code is None or not all(isinstance(value, (str, int, float, bool, bytes, type(None))) for value in held):
-        return f"{name}#{UNTOLD}"
-    text = repr([*_parts(code), *held])
-    return f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _parts(code: CodeType) -> Iterator[Any]:
-    yield from (code.co_code, code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _parts(constant)
-        else:
-            yield constant
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Says what makes one description that of another run.
-
-    Callables of one name of which no checksum can be taken are taken for the same. Checksums of data begin with "sha".
-
-    Example:
-        >>> changes({"target": "label", "images": "sha 1"}, {"target": "predicted", "images": "sha 2"})
-        ["target 'label', now 'predicted'", 'other images']
-    """
-    keys = [*now, *(key for key in before if key not in now)]
-    pairs = [(key, before.get(key), now.get(key)) for key in keys]
-    return [_told(key, old, new) for key, old, new in pairs if old != new and not _may_be_one(old, new)]
-
-
-def _told(key: str, old: Any, new: Any) -> str:
-    data = any(isinstance(value, str) and value.startswith("sha ") for value in (old, new))
-    return f"other {key}" if data else f"{key} {old!r}, now {new!r}"
-
-
-def _may_be_one(old: Any, new: Any) -> bool:
-    if not isinstance(old, str) or not isinstance(new, str):
-        return False
-    (name, *one), (other, *two) = old.rsplit("#", 1), new.rsplit("#", 1)
-    return name == other and UNTOLD in (*one, *two)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,6 +270,6 @@ def shared_predict(
         def rows_of(rows: Tensor) -> dict[str, Tensor]:
             return {"scores": predict(model, images[rows], batch_size=batch_size, forward=config.forward)}
 
-        return share.map(len(images), rows_of)["scores"]
+        return share.gather_rows(len(images), rows_of)["scores"]
 
     return run

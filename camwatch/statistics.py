@@ -15,7 +15,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Test:
+class MeanTest:
     """A one-sided t-test of a mean over images.
 
     Attributes:
@@ -38,18 +38,24 @@ class Test:
         return self.mean - half, self.mean + half
 
 
-def spend(alpha: float, test: int, planned: int | None) -> float:
-    """Returns the level of the ``test``-th look (from 1): alpha/K of K planned ones, else 6 alpha/(pi k)^2.
+def look_level(alpha: float, test: int, planned: int | None) -> float:
+    """Returns the level of the ``test``-th look, from 1.
 
-    Both add up to at most alpha over the looks that there will be.
+    Where the number of looks is not known: 6 alpha/(pi k)^2 at look k, which adds up to alpha over all of them. Of K
+    planned looks each has an equal share of what the first K would have so. What is left is for looks beyond the plan,
+    which go on by the open rule, so that all levels add up to at most alpha, whether the plan is kept, exceeded, or
+    changed on the way.
 
     Example:
-        >>> spend(0.05, 3, planned=20)
-        0.0025
-        >>> round(sum(spend(0.05, k, planned=None) for k in range(1, 10_000)), 4)
+        >>> round(look_level(0.05, 3, planned=20), 6), round(look_level(0.05, 3, planned=None), 6)
+        (0.002426, 0.003377)
+        >>> kept = sum(look_level(0.05, k, planned=20) for k in range(1, 21))
+        >>> round(kept + sum(look_level(0.05, k, planned=None) for k in range(21, 100_000)), 4)
         0.05
     """
-    return alpha / planned if planned is not None else 6 * alpha / (math.pi * test) ** 2
+    if planned is None:
+        return 6 * alpha / (math.pi * test) ** 2
+    return sum(look_level(alpha, k, None) for k in range(1, planned + 1)) / planned
 
 
 def t_quantile(level: float, degrees: int) -> float:
@@ -59,7 +65,7 @@ def t_quantile(level: float, degrees: int) -> float:
     return float(t.ppf(level, degrees))
 
 
-def mean_test(values: Tensor, margin: float = 0.0, jitter: float = 0.0) -> Test | None:
+def mean_test(values: Tensor, margin: float = 0.0, jitter: float = 0.0) -> MeanTest | None:
     """Tests whether the mean of the finite values is above a margin.
 
     z = (mean - margin) / sqrt(variance / N + jitter^2), compared with t of N - 1 degrees of freedom.
@@ -87,7 +93,7 @@ def mean_test(values: Tensor, margin: float = 0.0, jitter: float = 0.0) -> Test 
     mean, error = float(finite.mean()), math.sqrt(float(finite.var()) / n + jitter**2)
     if error == 0:
         return None
-    return Test(mean, error, float(t.sf((mean - margin) / error, n - 1)), n)
+    return MeanTest(mean, error, float(t.sf((mean - margin) / error, n - 1)), n)
 
 
 def wilson(rate: float, n: float, z: float) -> tuple[float, float]:

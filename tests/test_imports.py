@@ -21,6 +21,7 @@ ORDER = [
     "errors",
     "records",
     "files",
+    "descriptions",
     "isolation",
     "progress",
     "parallel",

@@ -1,22 +1,25 @@
-"""Reading an archive without torch."""
+"""Reading an archive without torch. It is not trusted: what does not fit is named and left out."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from camwatch.archive.layout import END, KEY, PANEL, RUN, from_text, is_archive, snapshot_files
+from camwatch.archive.layout import END, KEY, PANEL, RUN, from_text, is_archive, snapshot_files, unpack_means
 from camwatch.errors import CamwatchWarning, InputError
 from camwatch.records import Finding, Pastes, Snapshot
 
 LONGEST_HEADER = 2**24  # bytes
-T = TypeVar("T")
 FACTS = ("epoch", "global_step", "look", "planned", "averaged", "error", "cue")
+T = TypeVar("T")
+Change = Callable[[np.ndarray], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +29,16 @@ class ArchivedRun:
     Attributes:
         path: The archive's folder.
         run: What was asked, of what, and the measures that were taken: the content of ``run.json``.
-        panel: The panel's state; its images are None where they were not to be stored.
+        panel: The panel's state, its arrays read when they are looked at; images are None where they were not to be
+            stored.
         layers: Names of the layers that were explained.
-        snapshots: Oldest first; a snapshot's arrays are read when it is looked at, its maps when they are.
+        snapshots: Oldest first; a snapshot is read when it is asked for, its maps when they are looked at.
         findings: Oldest first, those of the end of training last.
     """
 
     path: Path
-    run: dict[str, Any]
-    panel: dict[str, Any]
+    run: Mapping[str, Any]
+    panel: Mapping[str, Any]
     layers: tuple[str, ...]
     snapshots: Sequence[Snapshot]
     findings: list[Finding]
@@ -45,8 +49,13 @@ class ArchivedRun:
         return [finding for finding in self.findings if finding.severity == "alarm"]
 
 
+def unchanged(array: np.ndarray) -> np.ndarray:
+    """Returns the array."""
+    return array
+
+
 def read_archive(path: str | Path) -> ArchivedRun:
-    """Reads a run's archive.
+    """Reads a run's archive, with NumPy's arrays.
 
     A damaged file is skipped, with one warning that names all such files.
 
@@ -56,21 +65,23 @@ def read_archive(path: str | Path) -> ArchivedRun:
     Raises:
         InputError: There is no archive, or there are several; they are listed.
     """
+    return read_changed(path, unchanged)
+
+
+def read_changed(path: str | Path, change: Change) -> ArchivedRun:
+    """Reads a run's archive with every array changed, for the function that its user calls."""
     root = find_archive(Path(path))
     damaged: list[str] = []
-    run = _try(lambda: from_text((root / RUN).read_bytes()), root / RUN, damaged) or {}
-    panel = _try(lambda: _panel(root / PANEL), root / PANEL, damaged) or {}
-    files = snapshot_files(root)
-    held = [(file, header) for file in files if (header := _try(lambda f=file: read_header(f), file, damaged))]  # type: ignore[misc]
-    found = [Finding(**one) for _, header in held for one in header["findings"]]
-    if (root / END).exists():
-        end = _try(lambda: from_text((root / END).read_bytes()), root / END, damaged) or {"findings": ()}
-        found += [Finding(**one) for one in end["findings"]]
+    run = _try(_run, root / RUN, damaged) or {"layers": ()}
+    panel = _try(partial(_panel, change=change), root / PANEL, damaged) or {}
+    found = {file: _try(_findings, file, damaged) for file in snapshot_files(root)}
+    whole = {file: findings for file, findings in found.items() if findings is not None}
+    end = _try(_findings_at_end, root / END, damaged) if (root / END).exists() else None
     if damaged:
-        warnings.warn(
-            f"skipped damaged files of the archive {root}: {'; '.join(damaged)}", CamwatchWarning, stacklevel=2
-        )
-    return ArchivedRun(root, run, panel, tuple(run.get("layers", ())), Snapshots(held), found)
+        named = "; ".join(damaged)
+        warnings.warn(f"skipped damaged files of the archive {root}: {named}", CamwatchWarning, stacklevel=3)
+    findings = [finding for held in whole.values() for finding in held] + (end or [])
+    return ArchivedRun(root, run, panel, tuple(run["layers"]), Snapshots(list(whole), change), findings)
 
 
 def find_archive(path: Path) -> Path:
@@ -90,49 +101,28 @@ def find_archive(path: Path) -> Path:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """Reads what a file says beside its arrays, and whether these are all there.
+    """Reads what a snapshot's file says beside its arrays.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged, or of a newer format.
+        Exception: It is not there, damaged, of a newer format or of another kind; which one depends on where.
     """
-    from safetensors import SafetensorError, safe_open
-
-    with open(file, "rb") as opened:
-        if int.from_bytes(opened.read(8), "little") > LONGEST_HEADER:
-            raise ValueError(f"its header is longer than {LONGEST_HEADER} bytes")
-    try:
-        with safe_open(file, "np") as held:
-            return from_text((held.metadata() or {}).get(KEY, "{}"))
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
-
-
-def read_arrays(file: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """Reads arrays of a file by name; all of them by default."""
-    from safetensors import safe_open
-
-    with safe_open(file, "np") as held:
-        return {name: held.get_tensor(name) for name in (held.keys() if names is None else names)}
+    with _opened(file) as held:
+        return _header_of(held)
 
 
 class Snapshots(Sequence[Snapshot]):
     """The snapshots of an archive, each read when it is asked for.
 
     Args:
-        held: Of each its file, and what ``read_header`` returned.
+        files: Of each its file.
         change: Applied to every array.
     """
 
-    def __init__(self, held: Sequence[tuple[Path, Mapping[str, Any]]], change: Callable[[Any], Any] = lambda a: a):
-        self._held, self._change = list(held), change
-
-    def with_arrays(self, change: Callable[[np.ndarray], Any]) -> Snapshots:
-        """Returns the same with every array changed."""
-        return Snapshots(self._held, change)
+    def __init__(self, files: Sequence[Path], change: Change = unchanged) -> None:
+        self._files, self._change = files, change
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._files)
 
     @overload
     def __getitem__(self, index: int) -> Snapshot: ...
@@ -142,81 +132,127 @@ class Snapshots(Sequence[Snapshot]):
 
     def __getitem__(self, index: int | slice) -> Snapshot | Snapshots:
         if isinstance(index, slice):
-            return Snapshots(self._held[index], self._change)
-        return _snapshot(*self._held[index], self._change)
+            return Snapshots(self._files[index], self._change)
+        return _snapshot(self._files[index], self._change)
 
 
-class _OnDisk(Mapping[str, Any]):
-    """Arrays by layer, each read when it is asked for."""
+class OnDemand(Mapping[str, Any]):
+    """Values by name; those that are given as partial functions are made when they are asked for.
 
-    def __init__(self, layers: Sequence[str], read: Callable[[int], Any]) -> None:
-        self._layers, self._read = list(layers), read
+    Example:
+        >>> held = OnDemand({"n": 2, "sum": partial(sum, [1, 2])})
+        >>> dict(held)
+        {'n': 2, 'sum': 3}
+    """
 
-    def __getitem__(self, layer: str) -> Any:
-        if layer not in self._layers:
-            raise KeyError(layer)
-        return self._read(self._layers.index(layer))
+    def __init__(self, held: Mapping[str, Any]) -> None:
+        self._held = held
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._held[name]
+        return value() if isinstance(value, partial) else value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._layers)
+        return len(self._held)
+
+    def __repr__(self) -> str:
+        return f"OnDemand({', '.join(self._held)})"
 
 
-def _snapshot(file: Path, header: Mapping[str, Any], change: Callable[[Any], Any]) -> Snapshot:
-    small = ("labels", "predicted", "probability", "measures", "top_classes", "top_probabilities")
-    names = _names(file)
-    found = read_arrays(file, [name for name in (*small, "places", "pastes", "paste_chances") if name in names])
-    integers = {
-        key: change(found[key].astype(np.int64)) for key in ("labels", "predicted", "top_classes") if key in found
-    }
-    measures = header["measures"]
-    means = {measures[key] if isinstance(key, int) else key: row for key, *row in header["means"]}
-    pastes = None
-    if header["probes"] is not None:
-        pastes = Pastes(tuple(header["probes"]), *(change(found[key]) for key in ("places", "pastes", "paste_chances")))
-    drawn = [layer for i, layer in enumerate(header["layers"]) if f"predicted_maps/{i}" in names]
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Opens a safetensors file whose header is no longer than it may be and whose arrays all lie within it."""
+    from safetensors import safe_open
+
+    with open(file, "rb") as raw:
+        if int.from_bytes(raw.read(8), "little") > LONGEST_HEADER:
+            raise ValueError(f"its header is longer than {LONGEST_HEADER} bytes")
+    with safe_open(file, "np") as held:
+        yield held
+
+
+def _header_of(held: Any) -> dict[str, Any]:
+    facts = from_text((held.metadata() or {}).get(KEY, "{}"))
+    needed = {"labels", "predicted", "probability"}
+    needed |= {"measures"} if facts["measures"] else set()
+    needed |= set() if facts["probes"] is None else {"places", "pastes", "paste_chances"}
+    if missing := needed - set(held.keys()):
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    if facts["measures"] and held.get_slice("measures").get_shape()[:-1] != [len(facts["measures"])]:
+        raise ValueError(f"it has not the {len(facts['measures'])} measures that it names")
+    unpack_means(facts["measures"], facts["means"])
+    return facts
+
+
+def _run(file: Path) -> dict[str, Any]:
+    run = from_text(file.read_bytes())
+    return {**run, "layers": [str(layer) for layer in run["layers"]]}
+
+
+def _findings(file: Path) -> list[Finding]:
+    return [Finding(**one) for one in read_header(file)["findings"]]
+
+
+def _findings_at_end(file: Path) -> list[Finding]:
+    return [Finding(**one) for one in from_text(file.read_bytes())["findings"]]
+
+
+def _read(file: Path, name: str, change: Change) -> Any:
+    with _opened(file) as held:
+        return change(held.get_tensor(name))
+
+
+def _read_for_the_eye(file: Path, i: int, n: int, change: Change) -> Any:
+    """Returns (n, h, w) maps of the predicted class, NaN where it is the one that was explained."""
+    with _opened(file) as held:
+        steps, scale, rows = (held.get_tensor(f"predicted{part}/{i}") for part in ("", "_scale", "_rows"))
+    maps = np.full((n, *steps.shape[1:]), np.nan, dtype=np.float32)
+    maps[rows] = steps * scale[:, None, None]
+    return change(maps)
+
+
+def _snapshot(file: Path, change: Change) -> Snapshot:
+    with _opened(file) as held:
+        facts, names = _header_of(held), set(held.keys())
+        integers = {key: held.get_tensor(key) for key in ("labels", "predicted", "top_classes") if key in names}
+        floats = {key: held.get_tensor(key) for key in ("probability", "top_probabilities") if key in names}
+        measures = held.get_tensor("measures") if facts["measures"] else ()
+        pasted = [held.get_tensor(key) for key in ("places", "pastes", "paste_chances") if facts["probes"] is not None]
+    maps, predicted_maps = {}, {}
+    for i, layer in enumerate(facts["layers"]):
+        if f"maps/{i}" in names:
+            maps[layer] = partial(_read, file, f"maps/{i}", change)
+        if f"predicted/{i}" in names:
+            predicted_maps[layer] = partial(_read_for_the_eye, file, i, len(integers["labels"]), change)
+    scalars, intervals = unpack_means(facts["measures"], facts["means"])
     return Snapshot(
-        **{key: header[key] for key in FACTS},
-        labels=integers["labels"],
-        predicted=integers["predicted"],
-        probability=change(found["probability"]),
-        per_image={name: change(row) for name, row in zip(measures, found.get("measures", ()), strict=True)},
-        scalars={key: mean for key, (mean, *_) in means.items()},
-        intervals={key: (bounds[0], bounds[1]) for key, (_, *bounds) in means.items() if bounds},
-        maps=_OnDisk(header["layers"], lambda i: change(read_arrays(file, [f"maps/{i}"])[f"maps/{i}"])),
-        predicted_maps=_OnDisk(drawn, lambda i: change(_for_the_eye(file, i, len(found["labels"])))),
-        top_classes=integers.get("top_classes"),
-        top_probabilities=change(found["top_probabilities"]) if "top_probabilities" in found else None,
-        pastes=pastes,
+        **{key: facts[key] for key in FACTS},
+        **{key: change(array.astype(np.int64)) for key, array in integers.items()},
+        **{key: change(array) for key, array in floats.items()},
+        per_image={name: change(row) for name, row in zip(facts["measures"], measures, strict=True)},
+        scalars=scalars,
+        intervals=intervals,
+        maps=OnDemand(maps),
+        predicted_maps=OnDemand(predicted_maps),
+        pastes=Pastes(tuple(facts["probes"]), *map(change, pasted)) if pasted else None,
     )
 
 
-def _names(file: Path) -> set[str]:
-    from safetensors import safe_open
-
-    with safe_open(file, "np") as held:
-        return set(held.keys())
-
-
-def _for_the_eye(file: Path, i: int, n: int) -> np.ndarray:
-    """Returns (n, h, w) maps of the predicted class, NaN where it is the one that was explained."""
-    images, maps, peaks = read_arrays(file, [f"predicted_{part}/{i}" for part in ("images", "maps", "peaks")]).values()
-    whole = np.full((n, *maps.shape[1:]), np.nan, dtype=np.float32)
-    whole[images] = maps / np.float32(255) * peaks[:, None, None]
-    return whole
+def _panel(file: Path, change: Change) -> Mapping[str, Any]:
+    with _opened(file) as held:
+        state = from_text((held.metadata() or {}).get(KEY, "{}"))
+        state |= {name: partial(_read, file, name, change) for name in held.keys()}  # noqa: SIM118  no mapping
+    del state["format"]
+    zones = {name.partition("/")[2]: state.pop(name) for name in list(state) if name.startswith("regions/")}
+    return OnDemand({**state, "regions": OnDemand(zones) if zones else None})
 
 
-def _panel(file: Path) -> dict[str, Any]:
-    state: dict[str, Any] = {**read_header(file), **read_arrays(file)}
-    zones = {key.partition("/")[2]: state.pop(key) for key in list(state) if key.startswith("regions/")}
-    return {key: value for key, value in state.items() if key != "format"} | {"regions": zones or None}
-
-
-def _try(read: Callable[[], T], file: Path, damaged: list[str]) -> T | None:
+def _try(read: Callable[[Path], T], file: Path, damaged: list[str]) -> T | None:
     try:
-        return read()
+        return read(file)
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         reason = (str(error).splitlines() or [""])[0][:100]
         damaged.append(f"{file.name} ({type(error).__name__}: {reason})")

@@ -6,13 +6,13 @@ so its numbers do not depend, to the last bit, on how the work is shared or wher
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
+from camwatch.descriptions import fingerprint
 from camwatch.errors import InputError, PanelError
 from camwatch.panel.batch import describe, split_sample
 from camwatch.panel.dataset import sample_ids
@@ -138,13 +138,10 @@ class MapStyleSource:
 
     def settings(self) -> dict[str, Any]:
         """Returns by what an interrupted audit of the same samples is recognized."""
-        ids = hashlib.sha256()
-        for index in self.batches.indices:
-            ids.update(self.id(index).encode())
         return {
             "images": len(self.batches.indices),
             "batch size": self.batches.size,
-            "samples": ids.hexdigest()[:12],
+            "samples": fingerprint(list(map(self.id, self.batches.indices))),
         }
 
     def id(self, index: int) -> str:

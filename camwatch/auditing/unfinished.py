@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from camwatch.auditing.verdicts import Row
+from camwatch.descriptions import changes
 from camwatch.errors import InputError
 from camwatch.files import write_whole
 
@@ -43,9 +44,7 @@ class Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = self.folder / "settings.json"
         if kept.exists():
-            before = json.loads(kept.read_text())
-            changed = [f"{key} {before.get(key)!r}, now {value!r}" for key, value in settings.items()
-                       if before.get(key) != value]  # fmt: skip
+            changed = changes(json.loads(kept.read_text()), settings)
             if changed:
                 raise InputError(
                     f"{self.folder} holds an unfinished audit with other settings ({'; '.join(changed)}): give the "

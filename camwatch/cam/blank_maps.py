@@ -30,7 +30,7 @@ class SaturatedMapWarning(BlankMapWarning):
     """A map shows nothing to the eye: it is one colour, though its cells differ."""
 
 
-def flaws(maps: Tensor, axes: int) -> list[str]:
+def map_defects(maps: Tensor, axes: int) -> list[str]:
     """Names what is wrong with each map, in order: a key of ``ADVICE``, or "" for a sound map.
 
     Args:
@@ -39,7 +39,7 @@ def flaws(maps: Tensor, axes: int) -> list[str]:
 
     Example:
         >>> import torch
-        >>> flaws(torch.tensor([[0.0, 0.0], [2.0, 2.0], [0.95, 1.0], [0.0, 1.0]]), axes=1)
+        >>> map_defects(torch.tensor([[0.0, 0.0], [2.0, 2.0], [0.95, 1.0], [0.0, 1.0]]), axes=1)
         ['zero', 'constant', 'saturated', '']
     """
     flat = maps.flatten(-axes).flatten(0, -2).float()

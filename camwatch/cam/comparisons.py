@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camwatch.cam.model.nested import tensors
-from camwatch.cam.model.targets import PerImage, Target, class_scores, score, select, settle, two_sided
+from camwatch.cam.model.targets import PerImage, Target, class_scores, resolve_target, score, select, two_sided
 from camwatch.errors import TargetError, unknown
 
 EMBEDDING_KEYS = ("image_embeds", "embeddings", "embedding", "features", "pooler_output")
@@ -43,8 +43,8 @@ class Contrast(PerImage):
                 raise TargetError(f"{unknown(name, value, valid)}, or any other target that explain() takes")
 
     def __call__(self, output: Any) -> Tensor:
-        settled = self.settled(output)
-        one, other = score(output, settled.target), score(output, settled.against)
+        resolved = self.resolved(output)
+        one, other = score(output, resolved.target), score(output, resolved.against)
         if one.ndim != other.ndim:  # K targets against one, or one against K
             one, other = (s[:, None] if s.ndim == 1 else s for s in (one, other))
         return one - other
@@ -52,11 +52,11 @@ class Contrast(PerImage):
     def rows(self, rows: slice) -> Contrast:
         return Contrast(select(self.target, rows), select(self.against, rows))
 
-    def settled(self, output: Any) -> Contrast:
-        target = settle(output, self.target)
+    def resolved(self, output: Any) -> Contrast:
+        target = resolve_target(output, self.target)
         if isinstance(self.against, str) and self.against == "runner-up":
             return Contrast(target, _runner_up(output, target))
-        return Contrast(target, settle(output, self.against))
+        return Contrast(target, resolve_target(output, self.against))
 
 
 def _runner_up(output: Any, target: Target) -> Tensor:
@@ -98,7 +98,7 @@ class Similarity(PerImage):
     def rows(self, rows: slice) -> Similarity:
         return Similarity(self.reference[rows]) if self.reference.ndim > 1 else self
 
-    def settled(self, output: Any) -> Similarity:
+    def resolved(self, output: Any) -> Similarity:
         return self
 
 
@@ -154,7 +154,7 @@ class BoxScores(PerImage):
     def rows(self, rows: slice) -> BoxScores:
         return replace(self, boxes=self.boxes[rows], labels=None if self.labels is None else self.labels[rows])
 
-    def settled(self, output: Any) -> BoxScores:
+    def resolved(self, output: Any) -> BoxScores:
         return self
 
 

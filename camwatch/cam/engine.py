@@ -1,108 +1,38 @@
-"""From a method's name to the maps of one batch: what each kind of method is given."""
+"""Explaining one batch of images: from a model and a method's name to maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
 
 from camwatch.cam.blank_maps import warn_of_flaws
 from camwatch.cam.explanation import Explanation, concatenate, fuse_explanations
 from camwatch.cam.methods.fusion import check_fusion
-from camwatch.cam.methods.gradients import GRADIENT_METHODS, Method
-from camwatch.cam.methods.registry import IMAGE_METHODS, SITE_METHODS, STAGE_METHODS, check_method, needs_layer
-from camwatch.cam.methods.runner import Access, Site, per_image
+from camwatch.cam.methods.method import MapFunction, Method
+from camwatch.cam.methods.registry import find_method
+from camwatch.cam.methods.runner import ModelRunner
 from camwatch.cam.model.execution import (
     Forward,
-    Neutral,
     call_plainly,
     check_images,
+    isolated_evaluation,
     prepare,
     run_detached,
     through_no_grad,
 )
-from camwatch.cam.model.hooks import LayerCapture, UnreachedError
+from camwatch.cam.model.hooks import UnreachedError
 from camwatch.cam.model.layers import LayerName, layers, stages
 from camwatch.cam.model.layout import Layout
 from camwatch.cam.model.modules import find_module, unwrap
-from camwatch.cam.model.nested import replace_tensors
-from camwatch.cam.model.targets import Target, check_target, score, select, settle
+from camwatch.cam.model.targets import Target, check_target, select
 from camwatch.cam.smoothing import augmented
-from camwatch.errors import InputError
+from camwatch.errors import InputError, LayerError
 
-
-def explain_batch(
-    model: nn.Module,
-    names: list[str],
-    layouts: list[Layout | None],
-    method: str | Method,
-    forward: Forward,
-    batch_size: int | None,
-    images: Tensor,
-    target: Target,
-) -> tuple[list[Tensor], Any]:
-    """Returns each map asked for, (N[, K], *grid), and the model's output without its graph."""
-    call = partial(forward, model)
-    if not isinstance(method, str) or method in GRADIENT_METHODS:
-        with LayerCapture(model, names, size=images.shape[2:], layouts=layouts) as capture:
-            output = call(images)
-            capture.check()
-            function = GRADIENT_METHODS[method] if isinstance(method, str) else method
-            return _gradient_maps(function, capture, score(output, target)), replace_tensors(output, Tensor.detach)
-    sites: list[Site] = []
-    if method not in IMAGE_METHODS:
-        with LayerCapture(model, names, size=images.shape[2:], layouts=layouts) as capture:
-            output = replace_tensors(call(images), Tensor.detach)
-        modules = [find_module(model, name)[1] for name in names]
-        raw = [t.detach() for t in capture.raw]
-        sites = [Site(*site) for site in zip(modules, raw, capture.layouts, capture.calls, strict=True)]
-    else:
-        with torch.no_grad():
-            output = replace_tensors(call(images), Tensor.detach)
-    fixed = settle(output, target)
-
-    def rate(output: Any) -> Tensor:
-        return per_image(score(output, fixed), len(images)).float()
-
-    access = Access(model, images, output, call, rate, batch_size, _classes(fixed, images))
-    if method in SITE_METHODS:
-        found = [SITE_METHODS[method](access, site) for site in sites]
-    elif method in STAGE_METHODS:
-        found = [STAGE_METHODS[method](access, sites)]
-    else:
-        found = [IMAGE_METHODS[method](access)]
-    several = score(output, fixed).ndim == 2
-    return [maps if several else maps[:, 0] for maps in found], output
-
-
-def _classes(target: Target, images: Tensor) -> Tensor | None:
-    """Returns the target's class indices as (N, K), or None where it names no classes."""
-    if isinstance(target, int):
-        return torch.full((len(images), 1), target, device=images.device)
-    if isinstance(target, Tensor) and not target.is_floating_point() and target.dtype != torch.bool:
-        return target.to(images.device).long().reshape(len(images), -1)
-    return None
-
-
-def _gradient_maps(method: Method, capture: LayerCapture, scores: Tensor) -> list[Tensor]:
-    columns = scores.unbind(1) if scores.ndim == 2 else [scores]
-    maps: list[list[Tensor]] = []
-    with torch.autocast(scores.device.type, enabled=False):
-        activations = capture.activations
-        for k, column in enumerate(columns):
-            gradients = capture.gradients(column, retain_graph=k < len(columns) - 1)
-            maps.append([method(a, g) for a, g in zip(activations, gradients, strict=True)])
-    return [torch.stack(list(m), dim=1) if scores.ndim == 2 else m[0] for m in zip(*maps, strict=True)]
-
-
-pass
-
-
-Once = Callable[[Tensor, Target], tuple[list[Tensor], Any]]
+Layers = LayerName | Sequence[LayerName] | None
 
 
 @overload
@@ -112,7 +42,7 @@ def explain(  # type: ignore[overload-overlap]  # a string is a sequence of stri
     *,
     target: Target = ...,
     layer: LayerName | None = ...,
-    method: str | Method = ...,
+    method: str | Method | MapFunction = ...,
     batch_size: int | None = ...,
     forward: Forward | None = ...,
     fuse: str | None = ...,
@@ -127,7 +57,7 @@ def explain(
     *,
     target: Target = ...,
     layer: Sequence[LayerName],
-    method: str | Method = ...,
+    method: str | Method | MapFunction = ...,
     batch_size: int | None = ...,
     forward: Forward | None = ...,
     fuse: None = ...,
@@ -142,7 +72,7 @@ def explain(
     *,
     target: Target = ...,
     layer: Sequence[LayerName],
-    method: str | Method = ...,
+    method: str | Method | MapFunction = ...,
     batch_size: int | None = ...,
     forward: Forward | None = ...,
     fuse: str,
@@ -156,7 +86,7 @@ def explain(
     *,
     target: Target = "predicted",
     layer: LayerName | Sequence[LayerName] | None = None,
-    method: str | Method = "gradcam",
+    method: str | Method | MapFunction = "gradcam",
     batch_size: int | None = None,
     forward: Forward | None = None,
     fuse: str | None = None,
@@ -164,8 +94,13 @@ def explain(
 ) -> Explanation | list[Explanation]:
     """Explains a batch of images: where is the evidence for a class?
 
-    Costs one forward pass and a short backward pass from the score to the layer. The model's parameters,
-    buffers, ``.grad``, modes and hooks, and the random state, are afterwards what they were before.
+    Costs one forward pass and a short backward pass from the score to the layer; a layer that has to be found costs a
+    pass of one image more, so name it, or reuse ``e.layer``. The model's parameters, buffers, ``.grad``, modes
+    and hooks, and the random state, are afterwards what they were before, also after an exception.
+
+    Models may be frozen, compiled or data-parallel, the caller under ``no_grad``, ``inference_mode`` or autocast; CNNs,
+    ViT and Swin, detectors, segmentation models and Keras 3 models on torch are taken, on images, signals and volumes.
+    ``torch.inference_mode()`` inside the model's own forward is refused: no gradient can be had there.
 
     Args:
         model: Any vision model; compiled and data-parallel ones are unwrapped.
@@ -175,8 +110,8 @@ def explain(
             from the model's output to scores (N,) or (N, K), such as ``Contrast`` (why this class and not that
             one), ``Similarity`` (of embeddings) and ``BoxScores`` (of a detector) in ``camwatch.cam``.
             Explained is the logit, not the probability.
-        layer: A name or module, a sequence of these (one forward pass for all), or None: found by a dry
-            pass over one image. ``camwatch.layers(model, images)`` lists them. Methods that explain the
+        layer: A name or module, a sequence of these (one forward pass for all), or None: found by a
+            pass of one image. ``camwatch.layers(model, images)`` lists them. Methods that explain the
             image itself (saliency, rollout and the like) take none; their layer is called "input".
         method: One of ``camwatch.methods()``, or a function (activations, gradients) -> maps.
         batch_size: Images per forward pass; all at once by default. A callable target sees one such batch.
@@ -195,6 +130,7 @@ def explain(
         TargetError: A target that does not fit the model's output.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
         >>> e = explain(net, torch.rand(2, 3, 16, 16), target=torch.tensor([3, 1]))
@@ -205,62 +141,55 @@ def explain(
     check_target(target, len(images))
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-    check_method(method)
-    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
-    model = unwrap(model)
-    several = layer is not None and not isinstance(layer, (str, nn.Module)) and fuse is None
-    call = forward or call_plainly
+    chosen, model = find_method(method), unwrap(model)
+    names, layouts = _layers_of(model, images, layer, chosen, fuse, forward)
 
-    names, layouts = _places(model, images, layer, method, fuse, forward)
-    labels = names if needs_layer(method) else ["input"]
-    step = batch_size or len(images)
+    def explain_once(batch: Tensor, target: Target) -> tuple[list[Tensor], Any]:
+        run = partial(forward or call_plainly, model)
+        runner = ModelRunner(model, batch, target, run, names, layouts, batch_size)
+        maps = chosen.maps(runner)
+        return [m if runner.several else m[:, 0] for m in maps], runner.output
+
+    shown = names if chosen.explains == "layer" else ["input"]
+    size, step = tuple(images.shape[2:]), batch_size or len(images)
     parts: list[list[Explanation]] = []
-    with Neutral(model):
+    with isolated_evaluation(model):
         for start in range(0, len(images), step):
             rows = slice(start, start + step)
-            batch = prepare(model, images[rows])
-            once = partial(explain_batch, model, names, layouts, method, call, batch_size)
-            run = partial(augmented if smooth else _plainly, once, batch, select(target, rows))
+            once = partial(augmented, explain_once) if smooth else explain_once
+            run = partial(once, prepare(model, images[rows]), select(target, rows))
             try:
                 maps, output = run_detached(model, run)
             except UnreachedError:
                 maps, output = run_detached(model, partial(through_no_grad, run))
-            size = tuple(images.shape[2:])
-            parts.append([Explanation(m, output, n, name, size) for m, n in zip(maps, labels, strict=True)])
+            parts.append([Explanation(m, output, one, chosen.name, size) for m, one in zip(maps, shown, strict=True)])
     explanations = [replace(concatenate(list(column)), images=images) for column in zip(*parts, strict=True)]
     if fuse is not None:
         explanations = [fuse_explanations(explanations, fuse)]
     for explanation in explanations:
         warn_of_flaws(explanation.flaws(), explanation.method, explanation.layer, stacklevel=2)
+    several = layer is not None and not isinstance(layer, (str, nn.Module)) and fuse is None
     return explanations if several else explanations[0]
 
 
-def _plainly(once: Once, images: Tensor, target: Target) -> tuple[list[Tensor], Any]:
-    return once(images, target)
-
-
-def _places(
-    model: nn.Module,
-    images: Tensor,
-    layer: LayerName | Sequence[LayerName] | None,
-    method: str | Method,
-    fuse: str | None,
-    forward: Forward | None,
+def _layers_of(
+    model: nn.Module, images: Tensor, layer: Layers, method: Method, fuse: str | None, forward: Forward | None
 ) -> tuple[list[str], list[Layout | None]]:
     """Returns the names of the layers that a method looks at, and how they lie on the image where that is known."""
     check_fusion(fuse)
-    if not needs_layer(method):
-        if layer is not None or fuse is not None:
-            raise InputError(
-                f"the method {method!r} explains the image itself, no layer: leave layer= and fuse= out, got "
-                f"{layer!r} and {fuse!r}"
-            )
-        if method not in STAGE_METHODS:
-            return [], []
+    if method.explains != "layer" and (layer is not None or fuse is not None):
+        raise InputError(
+            f"the method {method.name!r} explains the image itself, no layer: leave layer= and fuse= out, got "
+            f"{layer!r} and {fuse!r}"
+        )
+    if method.explains == "input":
+        return [], []
     if layer is None:
         found = layers(model, images, forward=forward)
-        one_per_grid = fuse is not None or method in STAGE_METHODS
+        one_per_grid = fuse is not None or method.explains == "stages"
         chosen = stages(found) if one_per_grid else [one for one in found if one.default]
         return [one.name for one in chosen], [one.layout for one in chosen]
     given: list[LayerName] = [layer] if isinstance(layer, (str, nn.Module)) else list(layer)
+    if not given:
+        raise LayerError("no layer was given: an empty sequence arrived")
     return [find_module(model, one)[0] for one in given], [None] * len(given)

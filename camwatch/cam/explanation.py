@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from camwatch.cam.blank_maps import flaws
+from camwatch.cam.blank_maps import map_defects
 from camwatch.cam.methods.fusion import fuse
 from camwatch.cam.model.nested import join_outputs
 from camwatch.cam.model.targets import probabilities
@@ -111,7 +111,7 @@ class Explanation:
             >>> Explanation(torch.zeros(1, 2, 2), None, "0", "gradcam", (4, 4)).flaws()
             ['zero']
         """
-        return flaws(self.maps, len(self.size))
+        return map_defects(self.maps, len(self.size))
 
     def figure(
         self,

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from camwatch.cam.model.execution import Forward, Neutral, call_plainly, check_images, prepare, run_detached
-from camwatch.cam.model.hooks import LayerCapture, substitute
+from camwatch.cam.model.execution import Forward, call_plainly, check_images, isolated_evaluation, prepare, run_detached
+from camwatch.cam.model.hooks import LayerCapture, replace_output
 from camwatch.cam.model.layers import LayerName, layers
 from camwatch.cam.model.layout import Layout
 from camwatch.cam.model.modules import find_module, unwrap
@@ -56,7 +56,7 @@ def factorize(
         model: Any vision model.
         images: (N, C, H, W) as the model takes them, best of one or a few classes.
         concepts: K, their number.
-        layer: A name or module; found by a dry pass where None.
+        layer: A name or module; found by a pass of one image where None.
         batch_size: Images per forward pass.
         forward: Callable (model, images) -> output, where ``model(images)`` is not the way.
 
@@ -87,11 +87,12 @@ def factorize(
 
     def judge(vectors: Tensor, raw: Tensor, found: Layout, calls: int) -> Tensor:
         cells = vectors.view(*vectors.shape, *[1] * len(found.grid)).expand(-1, -1, *found.grid).to(raw)
-        with torch.no_grad(), substitute(module, found.invert(cells, raw.expand(len(cells), *raw.shape[1:])), calls):
+        value = found.invert(cells, raw.expand(len(cells), *raw.shape[1:]))
+        with torch.no_grad(), replace_output(module, value, calls):
             image = prepare(model, images[:1])
             return class_scores(call(model, image.expand(len(cells), *image.shape[1:]))).float()
 
-    with Neutral(model):
+    with isolated_evaluation(model):
         seen = [
             run_detached(model, partial(look, prepare(model, b)))
             for b in torch.split(images, batch_size or len(images))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from camwatch.cam.model.execution import (
     Forward,
-    Neutral,
     call_plainly,
     check_images,
+    isolated_evaluation,
     prepare,
     run_detached,
 )
@@ -34,7 +34,7 @@ def predict(
     model = unwrap(model)
     call = forward or call_plainly
     parts = []
-    with Neutral(model), torch.no_grad():
+    with isolated_evaluation(model), torch.no_grad():
         for batch in torch.split(images, batch_size or len(images)):
             output = run_detached(model, partial(call, model, prepare(model, batch)))
             scores = two_sided(class_scores(output)).float()

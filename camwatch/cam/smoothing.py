@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camwatch.cam.model.targets import Target, settle
+from camwatch.cam.model.targets import Target, resolve_target
 
 # Mirrored or not, and how much brighter: the six copies that pytorch-grad-cam averages over.
 COPIES = [(mirrored, factor) for factor in (1.0, 0.9, 1.1) for mirrored in (False, True)]
@@ -27,7 +27,7 @@ def augmented(
         Each layer's mean maps, and the output for the images as they are.
     """
     total, output = run(images, target)
-    fixed = settle(output, target)
+    fixed = resolve_target(output, target)
     for mirrored, factor in COPIES[1:]:
         copy = (images.flip(-1) if mirrored else images) * factor
         found, _ = run(copy, fixed)

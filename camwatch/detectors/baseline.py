@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from camwatch.detectors.behaviour import knows
+from camwatch.detectors.behaviour import beats_chance
 from camwatch.detectors.state import Looks
 from camwatch.errors import InputError
 from camwatch.records import Snapshot
-from camwatch.statistics import Test, mean_test
+from camwatch.statistics import MeanTest, mean_test
 
 
 @dataclass
@@ -67,7 +67,7 @@ def judge(
     margin: float,
     jitter: float,
     alpha: float,
-) -> tuple[Test, Tensor, float, float] | None:
+) -> tuple[MeanTest, Tensor, float, float] | None:
     """Adds a look to the baseline until that has ``needed``, then tests each further one against it.
 
     A look of a random head is not added, and nothing of a look without any finite value is used.
@@ -78,7 +78,7 @@ def judge(
     """
     usable = int(values.isfinite().sum())
     building = len(baseline.rows) < needed
-    if usable == 0 or (building and not knows(snapshot)):
+    if usable == 0 or (building and not beats_chance(snapshot)):
         return None
     if baseline.rows and len(baseline.rows[0]) != len(values):
         raise InputError(

@@ -20,7 +20,7 @@ class Limits:
         overwhelming: Lower bound of the score that needs neither a second look nor, on two classes, hiding to agree.
         hide_margin: How far above chance the lower bound of hiding has to be, where hiding has to agree.
         retained: Share of what hiding as large a box elsewhere leaves that hiding the region has to leave.
-        accuracy_margin: How far above the most frequent class's share the accuracy has to be. A model that knows
+        accuracy_margin: How far above the most frequent class's share the accuracy has to be. A model that beats_chance
             nothing relies on nothing.
     """
 
@@ -82,7 +82,7 @@ def reliance(snapshot: Snapshot, alpha: float = 0.05, limits: Limits = Limits())
     per_image, labels = snapshot.per_image, snapshot.labels
     if not {"hide", "swap_region", "swap_context"} <= set(per_image):
         return None
-    correct = right(snapshot)
+    correct = is_correct(snapshot)
     classes = torch.unique(labels)
     accuracy = float(correct.nanmean())
     majority = float(torch.unique(labels, return_counts=True)[1].max()) / len(labels)
@@ -119,17 +119,17 @@ def reliance(snapshot: Snapshot, alpha: float = 0.05, limits: Limits = Limits())
     )
 
 
-def right(snapshot: Snapshot) -> torch.Tensor:
+def is_correct(snapshot: Snapshot) -> torch.Tensor:
     """Returns (N,): 1 where the plain image is answered rightly."""
     return snapshot.per_image.get("correct", (snapshot.predicted == snapshot.labels).float())
 
 
-def knows(snapshot: Snapshot) -> bool:
+def beats_chance(snapshot: Snapshot) -> bool:
     """Whether the model answers better than chance: not the random head of a new task."""
-    return above_chance(right(snapshot), snapshot.labels)
+    return above_chance(is_correct(snapshot), snapshot.labels)
 
 
-def relies(found: Reliance, limits: Limits = Limits()) -> bool:
+def follows_context(found: Reliance, limits: Limits = Limits()) -> bool:
     """Whether the probes show reliance on something outside of the regions.
 
     Hiding saturates: a model may know a cue and still follow the region where it sees both. And a model may

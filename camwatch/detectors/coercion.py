@@ -6,33 +6,34 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from camwatch.detectors.dead_maps import DeadMaps
-from camwatch.detectors.detector import Custom, Detector
+from camwatch.detectors.detector import Custom, Detector, Endless
 from camwatch.detectors.drop import Drop
 from camwatch.detectors.level import Level
 from camwatch.detectors.map_change import MapChange
 from camwatch.detectors.probe import Probe
 from camwatch.errors import InputError, unknown
 
-_DETECTORS: dict[str, Callable[[], Detector]] = {
-    "dead_maps": DeadMaps,
+# By name, in the order in which they judge.
+DETECTORS: dict[str, Callable[[], Detector]] = {
     "drop": Drop,
     "level": Level,
-    "map_change": MapChange,
     "probe": Probe,
+    "dead_maps": DeadMaps,
+    "map_change": MapChange,
 }
+# Where nobody said where the evidence ought to be, a map that moves is no fault.
+ON_REQUEST = ("map_change",)
+OWN = ("name", "update", "state_dict", "load_state_dict")  # what a user's own detector has at least
 
 
 def default_detectors() -> list[Detector]:
     """Returns the detectors of ``detectors="default"``.
 
-    ``MapChange`` is not among them: where nobody said where the evidence ought to be, a map that moves is no
-    fault.
-
     Example:
         >>> [detector.name for detector in default_detectors()]
         ['drop', 'level', 'probe', 'dead_maps']
     """
-    return [Drop(), Level(), Probe(), DeadMaps()]
+    return [make() for name, make in DETECTORS.items() if name not in ON_REQUEST]
 
 
 def coerce(given: Any) -> list[Detector]:
@@ -51,7 +52,7 @@ def coerce(given: Any) -> list[Detector]:
     """
     if isinstance(given, str) and given == "default":
         return default_detectors()
-    if isinstance(given, (str, Detector)) or callable(given):
+    if isinstance(given, str) or _is_detector(given) or callable(given):
         given = [given]
     if not isinstance(given, Iterable):
         raise InputError(f"detectors cannot be made of {type(given).__name__}; valid are {_VALID}")
@@ -65,18 +66,24 @@ def coerce(given: Any) -> list[Detector]:
     return found
 
 
-_VALID = f"'default', or a sequence of detectors, functions (snapshot) -> Finding | None, and {sorted(_DETECTORS)}"
+_VALID = f"'default', or a sequence of detectors, functions (snapshot) -> Finding | None, and {sorted(DETECTORS)}"
+
+
+def _is_detector(given: Any) -> bool:
+    return all(hasattr(given, name) for name in OWN)
 
 
 def _one(entry: Any) -> Detector:
     if isinstance(entry, str):
-        if entry not in _DETECTORS:
-            raise InputError(unknown("detector", entry, _DETECTORS))
-        return _DETECTORS[entry]()
+        if entry not in DETECTORS:
+            raise InputError(unknown("detector", entry, DETECTORS))
+        return DETECTORS[entry]()
     if isinstance(entry, type):
         raise InputError(f"got the class {entry.__name__}; pass a detector: {entry.__name__}()")
     if isinstance(entry, Detector):
         return entry
+    if _is_detector(entry):
+        return Endless(entry)
     if callable(entry):
         return Custom(entry, getattr(entry, "__name__", type(entry).__name__))
     raise InputError(f"a detector cannot be made of {type(entry).__name__}; valid are {_VALID}")

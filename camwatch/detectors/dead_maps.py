@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from camwatch.detectors.behaviour import right
-from camwatch.detectors.sentences import alarm, listing
-from camwatch.detectors.state import Episode, restore, save
+from camwatch.detectors.behaviour import is_correct
+from camwatch.detectors.sentences import Said, finding, listing
+from camwatch.detectors.state import Episode, Remembering
 from camwatch.records import Finding, Snapshot
 
 
 @dataclass(eq=False)
-class DeadMaps:
+class DeadMaps(Remembering):
     """Too many images have a blank map: zero everywhere, or not finite.
 
     Only images that are answered rightly count, all of them where none is: the label of a wrong answer may well
@@ -38,7 +36,7 @@ class DeadMaps:
         mass = snapshot.per_image.get("map_mass")
         if snapshot.error is not None or mass is None or not len(mass):
             return None
-        asked, whose = right(snapshot) == 1, "images answered rightly"
+        asked, whose = is_correct(snapshot) == 1, "images answered rightly"
         if not asked.any():
             asked, whose = torch.ones_like(asked), "all images"
         n = int(asked.sum())
@@ -51,13 +49,10 @@ class DeadMaps:
             f"{listing(dead)}. Their class gets no positive evidence at this layer, and every other "
             "number is of the rest."
         )
-        found = {"effect": share, "n": n, "dead": dead, "limit": self.limit}
-        return alarm(self.name, snapshot, [sentence], found, "Try another layer, target or method.")
+        evidence = {"effect": share, "n": n, "dead": dead, "limit": self.limit}
+        said = Said("Many maps are blank", [sentence], evidence)
+        return finding(self.name, snapshot, said, "Try another layer, target or method.")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state as plain data."""
-        return save({"episode": self._episode})
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts a state back."""
-        restore({"episode": self._episode}, state)
+    def finish(self, last: Snapshot) -> Finding | None:
+        """Says nothing of the end."""
+        return None

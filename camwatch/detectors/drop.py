@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +10,11 @@ from torch import Tensor
 
 from camwatch.detectors import sentences
 from camwatch.detectors.baseline import Baseline, check_counts, judge
-from camwatch.detectors.state import Episode, Looks, restore, save
+from camwatch.detectors.detector import MapDetector
+from camwatch.detectors.sentences import Said, map_finding
+from camwatch.detectors.state import Episode, Looks
 from camwatch.records import Finding, Snapshot
-from camwatch.statistics import Test, holm, mean_test
+from camwatch.statistics import MeanTest, holm, mean_test
 
 
 @dataclass
@@ -25,7 +26,7 @@ class _Before:
 
 
 @dataclass(eq=False)
-class Drop:
+class Drop(MapDetector):
     """The share of the map inside the regions has fallen, beyond a margin and the training's jitter.
 
     With b_i an image's mean share over the first ``baseline`` snapshots and d_i = b_i - s_i(t):
@@ -92,68 +93,54 @@ class Drop:
             self._before.forbidden = _mean(snapshot.per_image.get("forbidden_mass"))
         if found is None:
             return None
-        test, drops, level, jitter = found
+        test, _, level, _ = found
         if not self._episode.step(test.p < level, test.mean <= self.margin, self.looks):
             return None
-        before, after = self._baseline.mean(), values
+        return self._finding(snapshot, values, found)
+
+    def _finding(self, snapshot: Snapshot, values: Tensor, found: tuple[MeanTest, Tensor, float, float]) -> Finding:
+        test, drops, level, jitter = found
         both = drops.isfinite()
-        start, end = float(before[both].mean()), float(after[both].mean())
-        fell = int((drops > self.margin).sum())
-        most = sentences.worst(drops)
-        classes = _by_class(drops, snapshot.labels, self.margin, jitter)
-        where = self._where(snapshot)
+        start, end = float(self._baseline.mean()[both].mean()), float(values[both].mean())
+        fell, most = int((drops > self.margin).sum()), sentences.worst(drops)
+        classes, where = _by_class(drops, snapshot.labels, self.margin, jitter), self._where(snapshot)
+        effect = sentences.effect_with_interval(test)
         lines = [
-            f"The share of the map inside the regions fell by {sentences.between(test)}, from {start:.2f} to "
+            f"The share of the map inside the regions fell by {effect}, from {start:.2f} to "
             f"{end:.2f} on {test.n} images (margin {self.margin:g}, p = {test.p:.1e} at the level {level:.1e}).",
             f"It fell by more than the margin on {fell} of them, most on images {sentences.listing(most)}.",
             *_went_to(where),
             *_classes_said(classes),
         ]
-        return sentences.moved(
-            self.name,
-            snapshot,
-            lines,
-            {
-                **sentences.numbers(test, level, self.margin),
-                "before": start,
-                "after": end,
-                "jitter": jitter,
-                "fell": fell,
-                "worst": most,
-                "worst_effects": [float(drops[i]) for i in most],
-                "went": where,
-                "classes": classes,
-            },
-        )
+        evidence = {
+            **sentences.statistics_as_data(test, level, self.margin),
+            "before": start,
+            "after": end,
+            "jitter": jitter,
+            "fell": fell,
+            "worst": most,
+            "worst_effects": [float(drops[i]) for i in most],
+            "went": where,
+            "classes": classes,
+        }
+        return map_finding(self.name, snapshot, Said("Attention has left the regions", lines, evidence), self.limits)
+
+    def finish(self, last: Snapshot) -> Finding | None:
+        """Says nothing of the end."""
+        return None
 
     def _where(self, snapshot: Snapshot) -> dict[str, Any] | None:
         forbidden, was = _mean(snapshot.per_image.get("forbidden_mass")), self._before.forbidden
         now = sentences.mean_map(snapshot)
-        found = None if now is None or self._before.map is None else sentences.went(self._before.map, now)
+        found = None if now is None or self._before.map is None else sentences.mass_shift(self._before.map, now)
         if forbidden is not None and was is not None and forbidden - was > self.margin:
             return {**(found or {}), "to": "forbidden", "forbidden_gain": forbidden - was}
         return found
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state as plain data."""
-        return save(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts a state back."""
-        restore(self._parts(), state)
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "looks": self._looks,
-            "episode": self._episode,
-            "baseline": self._baseline,
-            "before": self._before,
-        }
-
 
 def _by_class(drops: Tensor, labels: Tensor, margin: float, jitter: float, smallest: int = 8) -> list[dict[str, Any]]:
     """Returns the drop of each class that has enough images, with its p-value adjusted after Holm."""
-    tests: dict[int, Test] = {}
+    tests: dict[int, MeanTest] = {}
     for label in sorted(set(labels.tolist())):
         test = mean_test(drops[labels == label], margin, jitter)
         if test is not None and test.n >= smallest:
@@ -174,7 +161,7 @@ def _went_to(where: dict[str, Any] | None) -> list[str]:
         return []
     if where["to"] == "spread out":
         return ["The mass spread out over the image."]
-    spot = sentences.spot(where) if "row" in where else ""
+    spot = sentences.describe_cell(where) if "row" in where else ""
     if where["to"] == "forbidden":
         return ["The mass went into the forbidden zone" + (f", most to the {spot}." if spot else ".")]
     return [f"The mass went to the {spot}."]

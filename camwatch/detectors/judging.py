@@ -7,26 +7,27 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from camwatch.detectors.behaviour import Limits
 from camwatch.detectors.coercion import coerce
-from camwatch.detectors.detector import Custom, Detector
+from camwatch.detectors.detector import Custom, Detector, MapDetector
+from camwatch.detectors.probe import Probe
 from camwatch.errors import CamwatchWarning
 from camwatch.probes.cue import cue_sentence
 from camwatch.records import Finding, Snapshot
 
 
 def advance(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Finding]:
-    """Hands a snapshot to every detector and returns their alarms; a failed snapshot is judged by none."""
+    """Hands a snapshot to every detector and returns their findings; a failed snapshot is judged by none."""
     if snapshot.error is not None:
         return []
-    return [alarm for detector in detectors if (alarm := detector.update(snapshot)) is not None]
+    return [found for detector in detectors if (found := detector.update(snapshot)) is not None]
 
 
 def finish(detectors: Iterable[Detector], snapshot: Snapshot) -> list[Finding]:
-    """Hands the last snapshot of a training that has ended to the detectors that judge the end."""
-    enders = [detector for detector in detectors if hasattr(detector, "finish")]
+    """Hands the last sound snapshot of a training that has ended to every detector."""
     if snapshot.error is not None:
         return []
-    return [alarm for ender in enders if (alarm := ender.finish(snapshot)) is not None]
+    return [found for detector in detectors if (found := detector.finish(snapshot)) is not None]
 
 
 Judge = Callable[[list[Any], Snapshot], list[Finding]]
@@ -34,6 +35,9 @@ Judge = Callable[[list[Any], Snapshot], list[Finding]]
 
 def make_detectors(given: Any, states: Mapping[str, Any] | None = None) -> list[Any]:
     """Makes the detectors of a run: copies, which carry nothing over from another run of the same objects.
+
+    What counts as behaviour is one thing in a run: its ``Probe``'s limits hold for the detectors of maps, too, unless
+    they have their own.
 
     Args:
         given: As ``coerce`` takes them. A function, or another callable of the user's own, is not copied.
@@ -47,7 +51,10 @@ def make_detectors(given: Any, states: Mapping[str, Any] | None = None) -> list[
         (False, 0.4)
     """
     made = [one if isinstance(one, Custom) else copy.deepcopy(one) for one in coerce(given)]
+    limits = next((one.limits for one in made if isinstance(one, Probe)), Limits())
     for detector in made:
+        if isinstance(detector, MapDetector) and detector.limits is None:
+            detector.limits = limits
         if states and detector.name in states:
             detector.load_state_dict(states[detector.name])
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +9,20 @@ import torch
 from torch import Tensor
 
 from camwatch.detectors import sentences
-from camwatch.detectors.behaviour import knows
-from camwatch.detectors.state import Episode, Looks, restore, save
+from camwatch.detectors.behaviour import beats_chance
+from camwatch.detectors.detector import MapDetector
+from camwatch.detectors.sentences import Said, map_finding
+from camwatch.detectors.state import Episode, Looks
 from camwatch.records import Finding, Snapshot
-from camwatch.statistics import Test, mean_test
+from camwatch.statistics import MeanTest, mean_test
+
+AT_END = 0.25  # share of alpha that the end of training has
+NEVER = "never arrived"
+TITLES = {
+    "uniform": "Attention avoids the regions",
+    "floor": "Attention inside the regions is below the floor",
+    "forbidden": "Attention dwells in the forbidden zone",
+}
 
 
 @dataclass
@@ -24,11 +33,12 @@ class _First:
 
 
 @dataclass(eq=False)
-class Level:
+class Level(MapDetector):
     """The maps avoid the regions, or dwell where they must not.
 
     Each condition is a one-sided t-test over images at the level of the look, shared between the conditions
-    that are measured, and has to hold ``looks`` times in a row:
+    that are measured, and has to hold ``looks`` times in a row; the looks have three quarters of ``alpha``, the end of
+    training the last one:
 
     - *uniform*: mean(share - area) is below 0, worse than a map that is the same everywhere;
     - *floor*: mean(share) is below ``floor``;
@@ -79,32 +89,33 @@ class Level:
         if self._first.shares is None:
             self._first.shares = snapshot.per_image.get(sentences.SHARE)
         shortfalls = self._shortfalls(snapshot)
-        if not shortfalls or not knows(snapshot):
+        if not shortfalls or not beats_chance(snapshot):
             return None
         tests = {k: t for k, v in shortfalls.items() if (t := mean_test(v, jitter=self.jitter)) is not None}
         if not tests:
             return None
         self._looks.check_size(max(test.n for test in tests.values()))
-        level = self._looks.level(snapshot, self.alpha) / len(tests)
+        level = self._looks.level(snapshot, (1 - AT_END) * self.alpha) / len(tests)
         episodes = {"uniform": self._uniform, "floor": self._floor, "forbidden": self._forbidden}
         raised = [k for k, t in tests.items() if episodes[k].step(t.p < level, t.mean <= 0, self.looks)]
         if not raised:
             return None
-        return self._alarm(snapshot, {k: (tests[k], shortfalls[k]) for k in raised}, level)
+        return self._finding(snapshot, {k: (tests[k], shortfalls[k]) for k in raised}, level)
 
-    def finish(self, snapshot: Snapshot) -> Finding | None:
+    def finish(self, last: Snapshot) -> Finding | None:
         """Judges the last snapshot of a training that has ended."""
-        share, area = (snapshot.per_image.get(key) for key in (sentences.SHARE, "region_area"))
+        share, area = (last.per_image.get(key) for key in (sentences.SHARE, "region_area"))
         first = self._first.shares
-        if snapshot.error is not None or share is None or area is None or first is None:
+        if last.error is not None or share is None or area is None or first is None:
             return None
-        said = self._uniform.active or self._floor.active
+        known = self._uniform.active or self._floor.active
         fallen = float((first - self.lift * area).nanmean()) > 0  # it was there: not a case of never
-        if said or fallen or not knows(snapshot):
+        if known or fallen or not beats_chance(last):
             return None
         risen = mean_test(first - share, -self.arrival, self.jitter)
         above = mean_test(self.lift * area - share, 0.0, self.jitter)
-        if risen is None or above is None or max(risen.p, above.p) >= self.alpha:
+        level = AT_END * self.alpha
+        if risen is None or above is None or max(risen.p, above.p) >= level:
             return None
         most = sentences.worst(area - share)
         lines = [
@@ -114,17 +125,14 @@ class Level:
             f"{self.arrival:g}).",
             f"Farthest below chance are images {sentences.listing(most)}.",
         ]
-        return sentences.moved(
-            self.name,
-            snapshot,
-            lines,
-            {
-                "conditions": ["never arrived"],
-                "never arrived": sentences.numbers(above, self.alpha, 0.0),
-                "rise": -risen.mean,
-                "worst": most,
-            },
-        )
+        evidence = {
+            "conditions": [NEVER],
+            NEVER: sentences.statistics_as_data(above, level, 0.0),
+            "rise": -risen.mean,
+            "worst": most,
+        }
+        said = Said("The maps never arrived in the regions", lines, evidence, NEVER)
+        return map_finding(self.name, last, said, self.limits)
 
     def _shortfalls(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """Returns condition -> (N,): by how much each image fails it, positive where it does."""
@@ -140,8 +148,8 @@ class Level:
             found["forbidden"] = forbidden - zone
         return found
 
-    def _alarm(self, snapshot: Snapshot, raised: dict[str, tuple[Test, Tensor]], level: float) -> Finding:
-        said = {
+    def _finding(self, snapshot: Snapshot, raised: dict[str, tuple[MeanTest, Tensor]], level: float) -> Finding:
+        words = {
             "uniform": "The share of the map inside the regions is below that of a uniform map by",
             "floor": f"The share of the map inside the regions is below the floor of {self.floor} by",
             "forbidden": "The share of the map in the forbidden zone is above the zone's own by",
@@ -150,32 +158,17 @@ class Level:
         found: dict[str, Any] = {"conditions": list(raised)}
         for key, (test, shortfall) in raised.items():
             most, fell = sentences.worst(shortfall), int((shortfall > 0).sum())
+            effect = sentences.effect_with_interval(test)
             lines.append(
-                f"{said[key]} {sentences.between(test)} on {test.n} images (p = {test.p:.1e} at the level "
-                f"{level:.1e}); that holds for {fell} of them, most for images {sentences.listing(most)}."
+                f"{words[key]} {effect} on {test.n} images (p = {test.p:.1e} at the level {level:.1e}); "
+                f"that holds for {fell} of them, most for images {sentences.listing(most)}."
             )
-            found[key] = {**sentences.numbers(test, level, 0.0), "fell": fell, "worst": most}
+            found[key] = {**sentences.statistics_as_data(test, level, 0.0), "fell": fell, "worst": most}
         now = sentences.mean_map(snapshot)
         if now is not None and bool(torch.isfinite(now).all()):
-            where = sentences.went(torch.zeros_like(now), now)
+            where = sentences.mass_shift(torch.zeros_like(now), now)
             found["went"] = where
             if where is not None:
-                lines.append(f"The mean map peaks at the {sentences.spot(where)}.")
-        return sentences.moved(self.name, snapshot, lines, found)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state as plain data."""
-        return save(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts a state back."""
-        restore(self._parts(), state)
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "looks": self._looks,
-            "uniform": self._uniform,
-            "floor": self._floor,
-            "forbidden": self._forbidden,
-            "first": self._first,
-        }
+                lines.append(f"The mean map peaks at the {sentences.describe_cell(where)}.")
+        said = Said(TITLES[next(iter(raised))], lines, found, "+".join(raised))
+        return map_finding(self.name, snapshot, said, self.limits)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from camwatch.detectors import sentences
 from camwatch.detectors.baseline import Baseline, check_counts, judge
-from camwatch.detectors.state import Episode, Looks, restore, save
+from camwatch.detectors.detector import MapDetector
+from camwatch.detectors.sentences import Said, map_finding
+from camwatch.detectors.state import Episode, Looks
 from camwatch.records import Finding, Snapshot
 
 
 @dataclass(eq=False)
-class MapChange:
+class MapChange(MapDetector):
     """The maps look less like the reference snapshot's than they did: needs no regions.
 
     ``map_similarity`` (to the run's first snapshot) is compared with its own level in the first snapshots of a
@@ -52,23 +52,16 @@ class MapChange:
         if not self._episode.step(test.p < level, test.mean <= self.margin, self.looks):
             return None
         fell, most = int((drops > self.margin).sum()), sentences.worst(drops)
+        effect = sentences.effect_with_interval(test)
         lines = [
-            f"The maps' similarity to the reference snapshot fell by {sentences.between(test)} on {test.n} "
+            f"The maps' similarity to the reference snapshot fell by {effect} on {test.n} "
             f"images (margin {self.margin:g}, p = {test.p:.1e} at the level {level:.1e}).",
             f"It fell by more than the margin on {fell} of them, most on images {sentences.listing(most)}.",
         ]
-        found_numbers = sentences.numbers(test, level, self.margin)
-        return sentences.moved(
-            self.name, snapshot, lines, {**found_numbers, "jitter": jitter, "fell": fell, "worst": most}
-        )
+        more = {"jitter": jitter, "fell": fell, "worst": most}
+        evidence = sentences.statistics_as_data(test, level, self.margin) | more
+        return map_finding(self.name, snapshot, Said("The maps have changed", lines, evidence), self.limits)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state as plain data."""
-        return save(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts a state back."""
-        restore(self._parts(), state)
-
-    def _parts(self) -> dict[str, Any]:
-        return {"looks": self._looks, "episode": self._episode, "baseline": self._baseline}
+    def finish(self, last: Snapshot) -> Finding | None:
+        """Says nothing of the end."""
+        return None

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from camwatch.detectors import sentences
-from camwatch.detectors.behaviour import Limits, Reliance, reliance, relies, right
-from camwatch.detectors.state import Episode, Looks, restore, save
+from camwatch.detectors.behaviour import Limits, Reliance, follows_context, is_correct, reliance
+from camwatch.detectors.sentences import Said
+from camwatch.detectors.state import Episode, Looks, Remembering
 from camwatch.records import Finding, Snapshot
 from camwatch.statistics import at_least, holm
 
 
 @dataclass(eq=False)
-class Probe:
+class Probe(Remembering):
     """The answers follow what lies outside of the regions.
 
     At each look with probes, over the images that are answered rightly, an alarm needs the swaps to follow the
@@ -50,14 +50,14 @@ class Probe:
         found = reliance(snapshot, level, self.limits)
         assert found is not None  # the level does not decide whether it can be read
         self._looks.check_size(found.n)
-        hit, at_once = relies(found, self.limits), found.score_low > self.limits.overwhelming
+        hit, at_once = follows_context(found, self.limits), found.score_low > self.limits.overwhelming
         if not self._episode.step(hit, found.score <= self.limits.margin, self.looks, at_once):
             return None
         return self._alarm(snapshot, found, level)
 
     def _alarm(self, snapshot: Snapshot, found: Reliance, level: float) -> Finding:
         context = snapshot.per_image["swap_context"]
-        followed = (right(snapshot) == 1) & (context > 0)
+        followed = (is_correct(snapshot) == 1) & (context > 0)
         worst = [i for i in sentences.worst(context, len(context)) if followed[i]]
         classes = self._by_class(snapshot, found)
         beside = "" if found.elsewhere is None else f", {found.elsewhere:.0%} with as large a box hidden elsewhere"
@@ -73,37 +73,30 @@ class Probe:
         sure = [str(c["label"]) for c in classes if c["p"] < 0.05]
         if sure and len(sure) < len(classes):
             lines.append(f"Surely so in class {', '.join(sure)}.")
-        return sentences.alarm(
-            self.name,
-            snapshot,
-            [*lines, *sentences.wrong_said(snapshot)],
-            {
-                "effect": found.score,
-                "level": level,
-                "n": found.n,
-                "worst": worst,
-                "classes": classes,
-                "behaviour": "agrees",
-                "reliance": asdict(found),
-                "wrong_reason": sentences.wrong_reason(snapshot),
-            },
-            sentences.NEXT["agrees"],
-        )
+        evidence = {
+            "effect": found.score,
+            "level": level,
+            "n": found.n,
+            "worst": worst,
+            "classes": classes,
+            "behaviour": "agrees",
+            "reliance": asdict(found),
+            "wrong_reason": sentences.wrong_reason(snapshot),
+        }
+        lines += sentences.wrong_said(snapshot)
+        said = Said("The answers follow what lies outside of the regions", lines, evidence)
+        return sentences.finding(self.name, snapshot, said, sentences.NEXT["agrees"])
+
+    def finish(self, last: Snapshot) -> Finding | None:
+        """Says nothing of the end."""
+        return None
 
     def _by_class(self, snapshot: Snapshot, found: Reliance, smallest: int = 8) -> list[dict[str, Any]]:
         """Returns the rate of answers that follow the context, by class, with p-values adjusted after Holm."""
         context, labels = snapshot.per_image["swap_context"], snapshot.labels
-        asked = (right(snapshot) == 1) & context.isfinite()
+        asked = (is_correct(snapshot) == 1) & context.isfinite()
         rates = {k: context[asked & (labels == k)] for k in sorted(set(labels.tolist()))}
         rates = {k: values for k, values in rates.items() if len(values) >= smallest}
         clean = found.context - found.score + self.limits.margin
         p = holm({k: at_least(math.floor(float(v.sum()) + 1e-6), len(v), clean) for k, v in rates.items()})
         return [{"label": k, "context": float(v.mean()), "n": len(v), "p": p[k]} for k, v in rates.items()]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state as plain data."""
-        return save({"looks": self._looks, "episode": self._episode})
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts a state back."""
-        restore({"looks": self._looks, "episode": self._episode}, state)

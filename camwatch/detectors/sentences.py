@@ -1,17 +1,17 @@
-"""What an alarm shows: numbers read from snapshots, and the sentences made of them."""
+"""What a finding shows: numbers read from snapshots, and the sentences made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from camwatch.detectors.behaviour import reliance, relies, right
+from camwatch.detectors.behaviour import Limits, follows_context, is_correct, reliance
 from camwatch.records import Finding, Snapshot
-from camwatch.statistics import Test
+from camwatch.statistics import MeanTest
 
 SHARE = "relevance_mass_accuracy"
 
@@ -28,43 +28,62 @@ NEXT = {
 def wrong_reason(snapshot: Snapshot) -> list[int]:
     """Returns the images that are right and stay right with their region hidden under both fills."""
     hide = snapshot.per_image.get("hide")
-    return [] if hide is None else ((right(snapshot) == 1) & (hide == 1)).nonzero().flatten().tolist()
+    return [] if hide is None else ((is_correct(snapshot) == 1) & (hide == 1)).nonzero().flatten().tolist()
 
 
-def behaviour(snapshot: Snapshot) -> tuple[str, str]:
+def behaviour(snapshot: Snapshot, limits: Limits) -> tuple[str, str]:
     """Returns ``agrees``, ``unconfirmed`` or ``not measured``, and a sentence that says so."""
-    found = reliance(snapshot)
+    found = reliance(snapshot, limits=limits)
     if found is None:
         return "not measured", "Behaviour was not measured at this look: only the map is known to have it."
     numbers = (
         f"with the region hidden {found.hide:.0%} keep their label (chance {found.chance:.0%}), and "
         f"{found.context:.0%} of the swaps follow the context"
     )
-    if relies(found):
+    if follows_context(found, limits):
         return "agrees", f"Behaviour agrees: {numbers}."
     return "unconfirmed", f"Map moved, behaviour unconfirmed: {numbers}."
 
 
-def moved(detector: str, snapshot: Snapshot, sentences: Sequence[str], evidence: dict[str, Any]) -> Finding:
-    """Makes an alarm of a finding about maps, and says whether behaviour agrees with it."""
-    label, sentence = behaviour(snapshot)
-    said = [*sentences, sentence, *(wrong_said(snapshot) if label == "agrees" else [])]
-    found = reliance(snapshot)
+@dataclass(frozen=True)
+class Said:
+    """What a detector has found, in words and as data.
+
+    Attributes:
+        title: At most 80 characters.
+        sentences: For a person.
+        evidence: The same as plain data.
+        cause: Tells what was found from what else the detector finds; "" where it finds one thing.
+    """
+
+    title: str
+    sentences: Sequence[str]
+    evidence: Mapping[str, Any]
+    cause: str = ""
+
+
+def map_finding(detector: str, snapshot: Snapshot, said: Said, limits: Limits | None) -> Finding:
+    """Makes a finding about maps, and says whether behaviour agrees with it."""
+    limits = limits or Limits()
+    label, sentence = behaviour(snapshot, limits)
+    found = reliance(snapshot, limits=limits)
     more: dict[str, Any] = {"behaviour": label, "reliance": None if found is None else asdict(found)}
     more |= {"wrong_reason": wrong_reason(snapshot)}
-    return alarm(detector, snapshot, said, {**evidence, **more}, NEXT[label])
+    lines = [*said.sentences, sentence, *(wrong_said(snapshot) if label == "agrees" else [])]
+    return finding(detector, snapshot, replace(said, sentences=lines, evidence={**said.evidence, **more}), NEXT[label])
 
 
-def alarm(
-    detector: str, snapshot: Snapshot, sentences: Sequence[str], evidence: dict[str, Any], advice: str
-) -> Finding:
-    """Makes an alarm of sentences, their data, and what a person can do next."""
+def finding(detector: str, snapshot: Snapshot, said: Said, advice: str) -> Finding:
+    """Makes a finding of what was said, and of what a person can do next."""
     return Finding(
         detector=detector,
         epoch=snapshot.epoch,
         global_step=snapshot.global_step,
-        message=" ".join([*sentences, advice]),
-        evidence={**evidence, "next": advice},
+        message=" ".join([*said.sentences, advice]),
+        evidence={**said.evidence, "next": advice},
+        title=said.title,
+        next=advice,
+        key=f"{detector}:{said.cause}" if said.cause else detector,
     )
 
 
@@ -76,7 +95,7 @@ def wrong_said(snapshot: Snapshot) -> list[str]:
     return [f"{len(wrong)} images are right for what may be the wrong reason: {listing(wrong)}."]
 
 
-def numbers(test: Test, level: float, margin: float) -> dict[str, Any]:
+def statistics_as_data(test: MeanTest, level: float, margin: float) -> dict[str, Any]:
     """Returns a test as plain data."""
     return {
         "effect": test.mean,
@@ -88,7 +107,7 @@ def numbers(test: Test, level: float, margin: float) -> dict[str, Any]:
     }
 
 
-def between(test: Test) -> str:
+def effect_with_interval(test: MeanTest) -> str:
     """Returns an effect with its interval, for a sentence."""
     low, high = test.interval()
     return f"{test.mean:.2f} (95 % interval {low:.2f} to {high:.2f})"
@@ -119,7 +138,7 @@ def mean_map(snapshot: Snapshot) -> Tensor | None:
     return (maps / maps.sum((1, 2), keepdim=True)).nan_to_num(torch.nan, torch.nan).nanmean(0)
 
 
-def went(before: Tensor, after: Tensor, focus: float = 0.3) -> dict[str, Any] | None:
+def mass_shift(before: Tensor, after: Tensor, focus: float = 0.3) -> dict[str, Any] | None:
     """Says where the mass of the mean map went.
 
     Args:
@@ -133,7 +152,7 @@ def went(before: Tensor, after: Tensor, focus: float = 0.3) -> dict[str, Any] | 
     Example:
         >>> before, after = torch.full((4, 4), 1 / 16), torch.zeros(4, 4)
         >>> after[0, 3] = 1.0
-        >>> went(before, after)
+        >>> mass_shift(before, after)
         {'to': 'a place', 'row': 0, 'column': 3, 'grid': [4, 4], 'where': 'top right'}
     """
     if before.shape != after.shape:
@@ -149,15 +168,15 @@ def went(before: Tensor, after: Tensor, focus: float = 0.3) -> dict[str, Any] | 
         "row": row,
         "column": column,
         "grid": list(gain.shape),
-        "where": place(row, column, (int(gain.shape[0]), int(gain.shape[1]))),
+        "where": position(row, column, (int(gain.shape[0]), int(gain.shape[1]))),
     }
 
 
-def place(row: int, column: int, grid: tuple[int, int]) -> str:
+def position(row: int, column: int, grid: tuple[int, int]) -> str:
     """Returns where a cell lies on the image, in words.
 
     Example:
-        >>> place(0, 0, (7, 7)), place(3, 3, (7, 7)), place(3, 6, (7, 7))
+        >>> position(0, 0, (7, 7)), position(3, 3, (7, 7)), position(3, 6, (7, 7))
         ('top left', 'centre', 'right')
     """
     down = ("top", "", "bottom")[min(3 * row // grid[0], 2)]
@@ -165,7 +184,7 @@ def place(row: int, column: int, grid: tuple[int, int]) -> str:
     return f"{down} {across}".strip() or "centre"
 
 
-def spot(where: Mapping[str, Any]) -> str:
-    """Returns a place that ``went`` found, for a sentence."""
+def describe_cell(where: Mapping[str, Any]) -> str:
+    """Returns a place that ``mass_shift`` found, for a sentence."""
     rows, columns = where["grid"]
     return f"{where['where']} (row {where['row']}, column {where['column']} of the {rows}x{columns} grid)"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from camwatch.errors import CamwatchWarning, InputError
 from camwatch.records import Snapshot
-from camwatch.statistics import spend
+from camwatch.statistics import look_level
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Looks:
         self.open = self.open or snapshot.planned is None or snapshot.planned != self.planned
         self.open = self.open or snapshot.look >= (self.planned or 0)
         self.tests += 1
-        return spend(alpha, self.tests, None if self.open else self.planned)
+        return look_level(alpha, self.tests, None if self.open else self.planned)
 
     def check_size(self, n: int, smallest: int = 16, advised: int = 32) -> None:
         """Warns once where too few images can be judged."""
@@ -75,17 +75,29 @@ class Episode:
         return self.active
 
 
-def save(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of several parts as plain data."""
-    return {
-        name: {k: list(v) if isinstance(v, list) else v for k, v in vars(part).items()} for name, part in parts.items()
-    }
+class Remembering:
+    """A dataclass whose fields that are no arguments are what it remembers: dataclasses of plain data, too."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as plain data that a weights-only checkpoint takes."""
+        return {
+            name: {key: list(value) if isinstance(value, list) else value for key, value in vars(part).items()}
+            for name, part in self._parts().items()
+        }
 
-def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Puts back what ``save`` returned."""
-    if set(state) != set(parts):
-        raise InputError(f"expected a state with {sorted(parts)}, got {sorted(state)}")
-    for name, part in parts.items():
-        for key, value in state[name].items():
-            setattr(part, key, list(value) if isinstance(value, list) else value)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``state_dict`` returned.
+
+        Raises:
+            InputError: It is the state of something else.
+        """
+        parts = self._parts()
+        if set(state) != set(parts):
+            raise InputError(f"expected a state with {sorted(parts)}, got {sorted(state)}")
+        for name, part in parts.items():
+            for key, value in state[name].items():
+                setattr(part, key, list(value) if isinstance(value, list) else value)
+
+    def _parts(self) -> dict[str, Any]:
+        kept = [one.name for one in fields(self) if not one.init]  # type: ignore[arg-type]  # of the subclass
+        return {name.lstrip("_"): getattr(self, name) for name in kept}

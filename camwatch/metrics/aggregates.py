@@ -44,7 +44,7 @@ from camwatch.metrics.localization import (
     skill,
 )
 from camwatch.metrics.mean import UNIT, MeanOverImages, check_labels
-from camwatch.metrics.preparation import precise
+from camwatch.metrics.preparation import to_double
 from camwatch.regions.regions import Regions
 
 
@@ -279,8 +279,8 @@ class WithinClassAgreement(Metric):
     def per_class(self) -> Tensor:
         """Returns (num_classes,): each class's mean over its pairs on this process, NaN for one without a pair."""
         # Rows have mean 0 and variance 1: the products of all pairs are the square of the sum, less each with itself.
-        n = precise(self.counts[0])
-        pairs = (precise(self.sums) * UNIT).square().mean(1) - n
+        n = to_double(self.counts[0])
+        pairs = (to_double(self.sums) * UNIT).square().mean(1) - n
         return (pairs / (n * (n - 1))).masked_fill(n < 2, torch.nan).clamp(-1, 1).float()
 
     @property

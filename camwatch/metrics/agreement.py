@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import InputError
-from camwatch.metrics.preparation import NAN, flat, precise
+from camwatch.metrics.preparation import NAN, flatten_maps, to_double
 
 
 def map_similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -102,13 +102,13 @@ def standardized(maps: Tensor) -> Tensor:
         >>> standardized(torch.tensor([[[0.0, 2.0]]]))
         tensor([[-1.,  1.]], dtype=torch.float64)
     """
-    return _standardize(flat(maps))
+    return _standardize(flatten_maps(maps))
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape:
         raise InputError(f"expected two sets of maps on one grid, got {tuple(a.shape)} and {tuple(b.shape)}")
-    return flat(a), flat(b)
+    return flatten_maps(a), flatten_maps(b)
 
 
 def _mean_product(a: Tensor, b: Tensor) -> Tensor:
@@ -126,4 +126,4 @@ def _standardize(values: Tensor) -> Tensor:
 def _ranks(values: Tensor) -> Tensor:
     ordered = values.sort(1).values
     below, upto = (torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True))
-    return precise(below + upto + 1).masked_fill(values.isnan(), NAN)
+    return to_double(below + upto + 1).masked_fill(values.isnan(), NAN)

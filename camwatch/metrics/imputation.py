@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camwatch.errors import InputError, unknown
-from camwatch.metrics.preparation import flat
+from camwatch.metrics.preparation import flatten_maps
 
 Fill: TypeAlias = Literal["zero", "mean", "blur"] | Callable[[Tensor], Tensor]
 
@@ -36,7 +36,7 @@ def upsampled(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
             f"expected images (N, C, H, W) and as many maps (N, h, w), "
             f"got {tuple(images.shape)} and {tuple(maps.shape)}"
         )
-    values = flat(maps).view(maps.shape).to(images.device)
+    values = flatten_maps(maps).view(maps.shape).to(images.device)
     sound = ~values.flatten(1).isnan().any(1)
     values = (values / values.amax((1, 2), keepdim=True)).nan_to_num(0.0).float()
     size = (images.shape[2], images.shape[3])

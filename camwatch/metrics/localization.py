@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import InputError
-from camwatch.metrics.preparation import area_share, arrange, defined, flat, ranked
+from camwatch.metrics.preparation import area_share, cumulative_areas, defined, flatten_maps, pool_regions
 from camwatch.regions.regions import Regions
 
 
@@ -34,7 +34,7 @@ def relevance_mass_accuracy(maps: Tensor, regions: Tensor | Regions) -> Tensor:
         >>> relevance_mass_accuracy(maps, torch.tensor([[[True, False], [True, False]]]))
         tensor([0.7500])
     """
-    values, inside, counted = arrange(maps, regions)
+    values, inside, counted = pool_regions(maps, regions)
     return defined((values * inside).sum(1) / (values * counted).sum(1), inside.sum(1) > 0)
 
 
@@ -75,8 +75,8 @@ def relevance_rank_accuracy(maps: Tensor, regions: Tensor | Regions) -> Tensor:
         >>> relevance_rank_accuracy(maps, torch.tensor([[[True, False, True, False]]]))
         tensor([0.5000])
     """
-    values, inside, counted = arrange(maps, regions)
-    covered, outside = ranked(values, inside, counted)
+    values, inside, counted = pool_regions(maps, regions)
+    covered, outside = cumulative_areas(values, inside, counted)
     taken, budget = covered + outside, covered[:, -1:].contiguous()
     right = torch.searchsorted(taken, budget).clamp(1, taken.shape[1] - 1)
     (x0, x1), (y0, y1) = ((t.gather(1, right - 1), t.gather(1, right)) for t in (taken, covered))
@@ -94,7 +94,7 @@ def region_auroc(maps: Tensor, regions: Tensor | Regions) -> Tensor:
         >>> region_auroc(maps, torch.tensor([[[True, False, True, False]]]))
         tensor([0.6250])
     """
-    covered, outside = ranked(*arrange(maps, regions))
+    covered, outside = cumulative_areas(*pool_regions(maps, regions))
     area = torch.trapezoid(covered, outside) / (covered[:, -1] * outside[:, -1])
     return defined(area, (covered[:, -1] > 0) & (outside[:, -1] > 0))
 
@@ -114,7 +114,7 @@ def region_iou(maps: Tensor, regions: Tensor | Regions, threshold: float = 0.5) 
     """
     if not 0 < threshold <= 1:
         raise InputError(f"expected a threshold in (0, 1], got {threshold}")
-    values, inside, counted = arrange(maps, regions)
+    values, inside, counted = pool_regions(maps, regions)
     seen = values.masked_fill(counted <= 0, 0)
     high = (seen >= threshold * seen.amax(1, keepdim=True)) * counted
     both = torch.minimum(high, inside).sum(1)
@@ -143,7 +143,7 @@ def pointing_game(maps: Tensor, regions: Tensor | Regions, tolerance: float = 0.
         >>> pointing_game(maps, region), pointing_game(maps, region, tolerance=5)
         (tensor([0.]), tensor([1.]))
     """
-    values, _, counted = arrange(maps, regions)
+    values, _, counted = pool_regions(maps, regions)
     masks = regions.allowed if isinstance(regions, Regions) else regions
     masks = (masks if masks.dtype == torch.bool else masks >= 0.5).to(maps.device)
     seen = values.masked_fill(counted <= 0, -1)
@@ -171,7 +171,7 @@ def map_entropy(maps: Tensor) -> Tensor:
         >>> map_entropy(torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))
         tensor([0.5000])
     """
-    values = flat(maps)
+    values = flatten_maps(maps)
     share = values / values.sum(1, keepdim=True)
     entropy = torch.special.entr(share).sum(1) / torch.log(torch.tensor(share.shape[1]))
     return defined(entropy.clamp(0, 1), torch.full_like(entropy, share.shape[1] > 1, dtype=torch.bool))

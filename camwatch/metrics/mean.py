@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camwatch.errors import InputError
-from camwatch.metrics.preparation import precise
+from camwatch.metrics.preparation import to_double
 
 # Sums are integers in units of 2^-32: so they are the same, to the last bit, in whatever order and on
 # however many processes the images come, and on devices without doubles.
@@ -62,7 +62,7 @@ class MeanOverImages(Metric):
     def per_class(self) -> Tensor:
         """Returns (num_classes,): each class's mean on this process, NaN for one without a scored image."""
         total, scored, _ = getattr(self, self._sums)
-        means: Tensor = precise(total) * UNIT / scored
+        means: Tensor = to_double(total) * UNIT / scored
         return means.float()
 
     @property

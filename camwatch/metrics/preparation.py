@@ -12,11 +12,11 @@ from camwatch.regions.regions import Regions
 NAN = float("nan")
 
 
-def flat(maps: Tensor) -> Tensor:
+def flatten_maps(maps: Tensor) -> Tensor:
     """Returns (N, h w) in double precision, all NaN where the map is zero or not finite."""
     if maps.ndim != 3:
         raise InputError(f"expected maps of shape (N, h, w), got {tuple(maps.shape)}")
-    values = precise(maps).flatten(1)
+    values = to_double(maps).flatten(1)
     if bool((values < 0).any()):
         raise InputError(
             f"expected non-negative maps, got values down to {values.min().item():.3g}; "
@@ -26,12 +26,12 @@ def flat(maps: Tensor) -> Tensor:
     return values.masked_fill(~sound[:, None], NAN)
 
 
-def arrange(maps: Tensor, regions: Tensor | Regions) -> tuple[Tensor, Tensor, Tensor]:
+def pool_regions(maps: Tensor, regions: Tensor | Regions) -> tuple[Tensor, Tensor, Tensor]:
     """Returns maps, their cells' shares inside and their counted shares, each (N, h w).
 
     A map without mass in the counted cells is all NaN.
     """
-    values, inside, counted = flat(maps), *shares(maps, regions)
+    values, inside, counted = flatten_maps(maps), *shares(maps, regions)
     dead = (values * counted).sum(1, keepdim=True) <= 0
     return values.masked_fill(dead, NAN), inside, counted
 
@@ -54,7 +54,7 @@ def shares(maps: Tensor, regions: Tensor | Regions) -> tuple[Tensor, Tensor]:
     else:
         inside = area_pool(regions, grid)
         counted = torch.ones_like(inside)
-    inside, counted = (precise(share.to(maps.device)).flatten(1) for share in (inside, counted))
+    inside, counted = (to_double(share.to(maps.device)).flatten(1) for share in (inside, counted))
     return torch.minimum(inside, counted), counted
 
 
@@ -64,7 +64,7 @@ def area_share(maps: Tensor, regions: Tensor | Regions) -> Tensor:
     return inside.sum(1) / counted.sum(1)
 
 
-def ranked(values: Tensor, inside: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+def cumulative_areas(values: Tensor, inside: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the areas inside and outside that lie at or above each value, highest first, from 0 on.
 
     Both (N, 1 + h w). Tied cells come together: between two corners the curve is a straight line.
@@ -85,6 +85,6 @@ def defined(result: Tensor, valid: Tensor) -> Tensor:
     return result.masked_fill(~valid, NAN).float()
 
 
-def precise(values: Tensor) -> Tensor:
+def to_double(values: Tensor) -> Tensor:
     """Returns doubles, or floats on MPS, which has no doubles."""
     return values.float() if values.device.type == "mps" else values.double()

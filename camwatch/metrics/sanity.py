@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camwatch.cam.blank_maps import BlankMapWarning
 from camwatch.cam.engine import explain
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.model.execution import Forward
 from camwatch.cam.model.modules import find_module, unwrap
 from camwatch.cam.model.targets import Target, predicted_classes
@@ -92,9 +92,8 @@ def randomization_check(
     *,
     target: Target = "predicted",
     layer: str | nn.Module | None = None,
-    method: str | Method = "gradcam",
+    method: str | MapFunction = "gradcam",
     stages: Sequence[str | nn.Module] | None = None,
-    seed: int = 0,
     batch_size: int | None = None,
     forward: Forward | None = None,
 ) -> RandomizationCheck:
@@ -113,7 +112,6 @@ def randomization_check(
         stages: Names or modules to randomize with everything in them, from the top down. Default: each module
             that holds a weight of two or more dimensions, with the normalization behind it, in the reverse
             order of their definition.
-        seed: Of the random weights; a stage gets the same ones in both modes.
 
     Returns:
         A RandomizationCheck. The model's parameters and buffers and the random state are afterwards, bit for
@@ -161,11 +159,11 @@ def randomization_check(
         cascading, independent = [], []
         with _restored(model):
             for i, modules in enumerate(groups.values()):
-                _randomize(modules, seed + i)
+                _randomize(modules, i)
                 cascading.append(similarity())
         for i, modules in enumerate(groups.values()):
             with _restored(model):
-                _randomize(modules, seed + i)
+                _randomize(modules, i)
                 independent.append(similarity())
     return RandomizationCheck(
         tuple(groups), torch.stack(cascading), torch.stack(independent), trained.layer, trained.method

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from camwatch.descriptions import fingerprint
 from camwatch.errors import PanelError
-from camwatch.files import fingerprint
 from camwatch.panel.arguments import Statistics, own_images, own_labels, own_regions, shown_bands, statistics
 from camwatch.panel.files import read_aligned
 from camwatch.panel.normalization import find_normalization
@@ -217,11 +217,10 @@ class Panel:
             >>> [key for key, value in one.describe().items() if value != other.describe()[key]]
             ['labels']
         """
-        zones = {} if self.regions is None else self.regions.state_dict()
         return {
-            "images": _checksum(self.images),
-            "labels": None if self.labels is None else _checksum(self.labels),
-            "regions": None if self.regions is None else _checksum(*(zones[zone] for zone in sorted(zones))),
+            "images": fingerprint(self.images),
+            "labels": None if self.labels is None else fingerprint(self.labels),
+            "regions": None if self.regions is None else fingerprint(self.regions.state_dict()),
         }
 
     @classmethod
@@ -229,12 +228,3 @@ class Panel:
         """Makes the panel that ``state_dict`` described."""
         regions = state["regions"]
         return cls(**{**state, "regions": None if regions is None else Regions.from_state(regions)})
-
-
-def _checksum(*tensors: Tensor | None) -> str:
-    held = [torch.empty(0) if tensor is None else tensor.contiguous() for tensor in tensors]
-    return "sha " + fingerprint(*(part for t in held for part in (f"{t.dtype} {tuple(t.shape)}".encode(), _bytes(t))))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""

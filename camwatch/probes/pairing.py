@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def _pair(cost: Tensor, rounds: int, seed: int) -> list[tuple[int, int]]:
+def pair(cost: Tensor, rounds: int, seed: int) -> list[tuple[int, int]]:
     """Returns pairs (i, j): in each round, for every i the least used j, of these the one of least cost.
 
     Args:
@@ -32,7 +32,7 @@ def _pair(cost: Tensor, rounds: int, seed: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def _mean_by_image(index: Tensor, values: Tensor, n: int) -> Tensor:
+def mean_by_image(index: Tensor, values: Tensor, n: int) -> Tensor:
     """Returns (N,) float32: the mean of the values that belong to an image, NaN where there are none."""
     total = torch.zeros(n).index_add_(0, index, values.float())
     return total / torch.zeros(n).index_add_(0, index, torch.ones(len(index)))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from camwatch.probes.composing import Box, PredictScores, answer, fill_border, whole_boxes
-from camwatch.probes.pairing import _mean_by_image, _pair
+from camwatch.probes.pairing import mean_by_image, pair
+
+VISIBLE = 0.1  # smallest share of the image pasted onto that has to stay visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,6 @@ def swap(
     boxes: Tensor,
     only: Tensor | None = None,
     partners: int = 6,
-    context: float = 0.1,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Swap:
@@ -56,7 +57,6 @@ def swap(
         boxes: (N, 4), dilated as for ``hide``.
         only: (N,) bool, whose regions are pasted, such as the images answered rightly; None: all.
         partners: How many images of other classes each box is pasted onto, at most; the answers are averaged.
-        context: Smallest share of the partner's image that has to stay visible; such pairs are not asked.
         batch_size: How many images ``predict`` is given at once.
         seed: Of the pairing.
 
@@ -76,8 +76,8 @@ def swap(
     found = whole_boxes(images, labels, boxes)
     size = (int(images.shape[2]), int(images.shape[3]))
     cpu = labels.cpu()
-    cost = _uncovered(found, size, context).masked_fill(cpu[:, None] == cpu[None, :], math.inf)
-    pairs = [(i, j) for i, j in _pair(cost, partners, seed) if only is None or only[i]]
+    cost = _uncovered(found, size).masked_fill(cpu[:, None] == cpu[None, :], math.inf)
+    pairs = [(i, j) for i, j in pair(cost, partners, seed) if only is None or only[i]]
     composed = []
     for i, j in pairs:
         own, other = found[i], found[j]
@@ -88,7 +88,7 @@ def swap(
         composed.append(canvas)
     answers = answer(predict, composed, batch_size)
     givers, takers = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T
-    by_image = partial(_mean_by_image, givers, n=len(images))
+    by_image = partial(mean_by_image, givers, n=len(images))
     counts = torch.bincount(givers, minlength=len(images)).float()
     return Swap(
         region=by_image(answers == cpu[givers]),
@@ -107,7 +107,7 @@ def _confusion(answers: Tensor, givers: Tensor, takers: Tensor) -> Tensor:
     return rates
 
 
-def _uncovered(boxes: list[Box | None], size: tuple[int, int], context: float) -> Tensor:
+def _uncovered(boxes: list[Box | None], size: tuple[int, int]) -> Tensor:
     """Returns (N, N): the share of box j that box i leaves open when put over it; infinite where that cannot be."""
     x1, y1, x2, y2 = torch.tensor([box or (0, 0, 0, 0) for box in boxes]).T
     width, height = x2 - x1, y2 - y1
@@ -121,7 +121,7 @@ def _uncovered(boxes: list[Box | None], size: tuple[int, int], context: float) -
 
     covered = along(x1, x2, width, size[1]) * along(y1, y2, height, size[0])
     hidden = area[:, None] + area[None] - covered
-    impossible = (hidden >= (1 - context) * size[0] * size[1]) | (area == 0)[:, None] | (area == 0)[None]
+    impossible = (hidden >= (1 - VISIBLE) * size[0] * size[1]) | (area == 0)[:, None] | (area == 0)[None]
     cost: Tensor = 1 - covered / area[None]
     return cost.masked_fill(impossible, math.inf)
 

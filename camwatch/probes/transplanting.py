@@ -10,7 +10,11 @@ from torch import Tensor
 
 from camwatch.errors import InputError
 from camwatch.probes.composing import Box, PredictScores, best_class, overlap, scores_of, whole_boxes
-from camwatch.probes.pairing import _mean_by_image, _pair
+from camwatch.probes.pairing import mean_by_image, pair
+
+LEAST = 0.05  # rate that a named window surely exceeds: on small nets .09 to .5 at a cue, at most .03 without one
+SURE = 3.0  # standard errors by which it has to, which allows for the choice among windows
+PAIRS = 8  # fewest for a window to be rated
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +42,6 @@ def transplant(
     labels: Tensor,
     grid: tuple[int, int] = (8, 8),
     boxes: Tensor | None = None,
-    least: float = 0.05,
-    z: float = 3.0,
-    pairs: int = 8,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Transplant:
@@ -50,7 +51,7 @@ def transplant(
     over a grid, cell by cell, so that a cue across an edge of the grid lies whole in one of them. The second
     image's patch is moved onto the first at the same place. A window's rate is the mean rise of the donor class's
     score over the image's own class's, divided by the rise that the whole second image would make; a patch can go
-    far without turning an answer. The best window is named when its rate is surely above ``least``, and twice the
+    far without turning an answer. The best window is named when its rate is surely above .05, and twice the
     lower quartile of all windows: what is everywhere has no place.
 
     An object that always lies at one place is a cue too, as far as this test can tell, and one at a varying place
@@ -62,10 +63,6 @@ def transplant(
         labels: (N,) int.
         grid: (rows, columns) of cells; (rows - 1) x (columns - 1) x N forwards are run.
         boxes: (N, 4), what to leave out; None: nothing.
-        least: Rate that a named window must surely exceed. Measured on small nets: .09 to .5 at a cue, at most
-            .03 in nets that do not rely on it.
-        z: Standard errors by which it must; 3 allows for the choice among windows.
-        pairs: Fewest pairs for a window to be rated.
         batch_size: How many images ``predict`` is given at once.
         seed: Of the pairing.
 
@@ -89,11 +86,11 @@ def transplant(
     plain = scores_of(predict, list(images), batch_size)
     right = best_class(plain) == cpu
     allowed = (cpu[:, None] != cpu[None, :]) & right[:, None] & right[None, :]
-    chosen = _pair(torch.where(allowed, 0.0, math.inf), 1, seed)
+    chosen = pair(torch.where(allowed, 0.0, math.inf), 1, seed)
 
     def move(box: Box) -> _Moved | None:
         asked = [(i, j) for i, j in chosen if not any(overlap(box, b) for b in (found[i], found[j]) if b)]
-        if len(asked) < max(pairs, 2):
+        if len(asked) < PAIRS:
             return None
         x1, y1, x2, y2 = box
         composed = [images[i].clone() for i, _ in asked]
@@ -104,7 +101,7 @@ def transplant(
         before = _lead(plain[takers], cpu[givers], cpu[takers])
         rise = _lead(after, cpu[givers], cpu[takers]) - before
         needed = float((_lead(plain[givers], cpu[givers], cpu[takers]) - before).mean())
-        turned = _mean_by_image(takers, best_class(after) == cpu[givers], len(images))
+        turned = mean_by_image(takers, best_class(after) == cpu[givers], len(images))
         return _Moved(float(rise.mean()) / needed, float(rise.std()) / needed / math.sqrt(len(asked)), turned)
 
     down, across = min(2, rows), min(2, columns)
@@ -121,7 +118,7 @@ def transplant(
     carried = {cell: m.rate for cell in inner if (m := move(_cells(cell, (1, 1), grid, size))) is not None}
     kept = [cell for cell, rate in carried.items() if rate > moved[best].rate / 8] or inner
     (r1, c1), (r2, c2) = (tuple(map(edge, zip(*kept, strict=True))) for edge in (min, max))
-    sure = moved[best].rate - z * moved[best].error > least
+    sure = moved[best].rate - SURE * moved[best].error > LEAST
     usual = float(torch.tensor([one.rate for one in moved.values()]).quantile(0.25)) if len(moved) > 1 else 0.0
     return Transplant(
         rates=rates,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from camwatch.errors import DisplayWarning
 from camwatch.panel.panel import Panel
 from camwatch.pictures.colours import to_uint8
 from camwatch.pictures.film_sheet import Frame, film_sheet
@@ -61,6 +63,17 @@ class ShownImages:
             tuple(panel.ids[i] for i in rows.tolist()),
             layers,
             target if isinstance(target, str) else "target",
+        )
+
+
+def warn_if_stretched(panel: Panel, stacklevel: int) -> None:
+    """Warns where images are shown in other colours than their own."""
+    if panel.stretched:
+        warnings.warn(
+            "no normalization was found in the data set's transforms, so each image is shown stretched to its "
+            "own range; pass denormalize=(mean, std) with the panel for true colours",
+            DisplayWarning,
+            stacklevel=stacklevel,
         )
 
 

@@ -97,7 +97,7 @@ def _explained(model: nn.Module, config: RunConfig, panel: Panel, share: Share, 
         found |= {f"predicted/{i}": maps for i, maps in enumerate(answers.predicted_maps)}
         return found | {"predicted": answers.predicted, "chances": answers.chances}
 
-    return share.map(len(panel), explain_rows)
+    return share.gather_rows(len(panel), explain_rows)
 
 
 def failed(panel: Panel, moment: Moment, error: Exception) -> Snapshot:

@@ -5,37 +5,35 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.model.execution import Forward
+from camwatch.descriptions import changes
 from camwatch.detectors import report
 from camwatch.detectors.judging import with_cue
-from camwatch.errors import CamwatchWarning, DisplayWarning, check_at_least
+from camwatch.errors import CamwatchWarning, check_at_least
 from camwatch.measures import before_measuring, tags
 from camwatch.panel.panel import Panel
-from camwatch.parallel import Share, lacks_memory
+from camwatch.parallel import Batches, Share
 from camwatch.probes.cue import Cue, find_cue
 from camwatch.records import Finding, Snapshot
-from camwatch.run import BATCH, PanelTarget, RunConfig, changes, shared_predict
+from camwatch.run import BATCH, PanelTarget, RunConfig, shared_predict
 from camwatch.watch.film_strip import FilmStrip
 from camwatch.watch.history import History
 from camwatch.watch.judging import Judging
 from camwatch.watch.output import Output, Resumed
-from camwatch.watch.publish import ShownImages
+from camwatch.watch.publish import ShownImages, warn_if_stretched
 from camwatch.watch.schedule import Schedule
 from camwatch.watch.snapshot import Moment, failed, measure
 
 if TYPE_CHECKING:
     from camwatch.watch.writers.base import Writer
-
-T = TypeVar("T")
 
 
 class Watcher:
@@ -43,6 +41,9 @@ class Watcher:
 
     Everything is checked when the watcher is made. After that it never raises for what goes wrong in a
     snapshot: it warns once, records the failure and goes on.
+
+    Call ``snapshot`` where training stands, and ``finish`` at its end. What is logged, and under which tags, is listed
+    at ``CAMMonitor``.
 
     Args:
         model: The model that is trained; its state is never changed.
@@ -68,6 +69,7 @@ class Watcher:
         InputError: Something does not fit; the message says what arrived and what is valid.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> watcher = Watcher(net, (torch.rand(4, 1, 8, 8), [0, 1, 0, 1]), detectors=[])
         >>> snapshot = watcher.snapshot(epoch=0, step=10)
@@ -81,7 +83,7 @@ class Watcher:
         panel: Any,
         *,
         layer: str | Sequence[str] | None = None,
-        method: str | Method = "gradcam",
+        method: str | MapFunction = "gradcam",
         target: PanelTarget = "label",
         detectors: Literal["default"] | Sequence[Any] = "default",
         on_alarm: Any = "warn",
@@ -104,7 +106,7 @@ class Watcher:
         self._judging = Judging(detectors, on_alarm, on_finding, self._warn_once)
         asked = RunConfig.of(model, layer, method=method, target=target, forward=forward)
         self._config = asked.resolved(model, self.panel.images, self.panel.labels)
-        self._batch_size = BATCH
+        self._batches = Batches(self._share, len(self.panel), BATCH)
         self.history = History()
         self._reference: dict[str, Tensor] = {}
         self._film = FilmStrip()
@@ -113,13 +115,8 @@ class Watcher:
         # What can be monitored is there from the start, with what an uninformative map would have.
         probes = bool(self._judging.detectors)
         self.published = {"alarm": 0.0} | before_measuring(self.panel.regions, self.panel.labels, self.layers, probes)
-        if first and self.panel.stretched and show:
-            warnings.warn(
-                "no normalization was found in the data set's transforms, so each image is shown stretched to its "
-                "own range; pass denormalize=(mean, std) with the panel for true colours",
-                DisplayWarning,
-                stacklevel=3,
-            )
+        if first and show:
+            warn_if_stretched(self.panel, stacklevel=4)
         self._shown = ShownImages.of(self.panel, self.layers, self._config.target, show)
         self._output = Output(directory if first else None, writers if first else (), self._shown, name)
         self._store_images = store_images
@@ -163,7 +160,18 @@ class Watcher:
         self._begin()
         moment = Moment(epoch, step, len(self.history), self.planned, averaged)
         try:
-            snapshot = self._in_smaller_batches(lambda: self._measure(moment))
+            snapshot = self._batches.work(
+                lambda: measure(
+                    self.model,
+                    self._config,
+                    self.panel,
+                    moment,
+                    reference=self._reference,
+                    probes=bool(self.detectors) and self._schedule.probes(moment.look),
+                    share=self._share,
+                    batch_size=self._batches.size,
+                )
+            )
         except Exception as error:  # a monitor never ends somebody's training
             snapshot = failed(self.panel, moment, error)
             self._warn_once(
@@ -176,38 +184,12 @@ class Watcher:
     def _begin(self, resumed: Resumed | None = None) -> None:
         self._output.begin(self._description, self.panel, self._store_images, resumed)
 
-    def _measure(self, moment: Moment) -> Snapshot:
-        return measure(
-            self.model,
-            self._config,
-            self.panel,
-            moment,
-            reference=self._reference,
-            probes=bool(self.detectors) and self._schedule.probes(moment.look),
-            share=self._share,
-            batch_size=self._batch_size,
-        )
-
-    def _in_smaller_batches(self, work: Callable[[], T]) -> T:
-        """Does work on every process; where memory lacks, again with half the images at once."""
-        while True:
-            try:
-                return self._share.together(work)
-            except Exception as error:
-                size = min(self._batch_size, len(self._share.rows(len(self.panel))))
-                if not lacks_memory(error) or size == 1:
-                    raise
-            # Outside of the handler, whose error holds on to the memory; later work keeps to it.
-            self._batch_size = size // 2
-            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                torch.cuda.empty_cache()
-
     def _record(self, snapshot: Snapshot) -> Snapshot:
         if snapshot.error is None:
             self._reference = self._reference or dict(snapshot.maps)
             self._add_to_film(snapshot)
         # A detector of the user's own may judge otherwise on another process; what follows must not.
-        findings = self._share.first(self._judging.judge(snapshot))
+        findings = self._share.broadcast(self._judging.judge(snapshot))
         snapshot, findings = self._with_cue(snapshot, findings)
         kept = dataclasses.replace(snapshot, maps={}, predicted_maps={}, pastes=None)
         self._last = snapshot
@@ -239,14 +221,14 @@ class Watcher:
         Raises:
             InputError: The panel has no labels, or the grid does not fit the images.
         """
-        return find_cue(shared_predict(self.model, self._config, self._share, self._batch_size), self.panel, grid)
+        return find_cue(shared_predict(self.model, self._config, self._share, self._batches.size), self.panel, grid)
 
     def _with_cue(self, snapshot: Snapshot, findings: list[Finding]) -> tuple[Snapshot, list[Finding]]:
         """Looks for the cue where there is an alarm: its place goes into the record and to the writers."""
         if not any(finding.severity == "alarm" for finding in findings) or self.panel.labels is None:
             return snapshot, findings
         try:
-            cue = self._in_smaller_batches(self.name_cue)
+            cue = self._batches.work(self.name_cue)
         except Exception as error:
             self._warn_once("cue", f"the cue could not be named; training goes on. {type(error).__name__}: {error}")
             return snapshot, findings
@@ -257,7 +239,7 @@ class Watcher:
         """Says that training has ended: judges the end, writes the summary, waits until all is written, closes."""
         if self._last is not None:
             # Kept apart: of a run that is continued after all they are no part.
-            findings = self._judging.end(self._share.first(self._judging.judge_end(self._last)))
+            findings = self._judging.end(self._share.broadcast(self._judging.judge_end(self._last)))
             self.published["alarm"] = float(bool(self.alarms))
             self._output.end(findings, self.summary(), self._last.global_step)
             self._judging.act(findings)

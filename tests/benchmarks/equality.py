@@ -3,6 +3,7 @@
 git worktree add build/before 6615a16
 python tests/benchmarks/equality.py --before build/before                 # all parts, this tree against that one
 python tests/benchmarks/equality.py --before build/before --part maps
+python tests/benchmarks/equality.py --before build/before --part alarms --runs build/alarms
 
 Differences that are wanted stand in ``DIFFERENCES``, each with its fault's number; any other ends in exit code 1.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[2]
-PARTS = ("maps", "memory", "snapshots", "audits")
+PARTS = ("maps", "memory", "snapshots", "audits", "alarms")
 SLOW = ("sscam", "iscam")  # 29 of 33 s, so on two nets only
 # (beginning of the key, what differs, its fault's number)
 DIFFERENCES: list[tuple[str, str, str]] = []
@@ -252,8 +253,35 @@ def audits() -> Iterator[tuple[str, Any]]:
             yield f"{target} classes", hashlib.sha256(classes.read_bytes()).hexdigest()
 
 
+def alarms(folder: str) -> Iterator[tuple[str, Any]]:
+    """What the detectors say of every trained run of drift/, its measures being stored; levels aside (W7)."""
+    import torch
+
+    from camwatch import Snapshot, replay
+
+    for file in sorted(Path(folder).glob("*.pt")):
+        if file.name.startswith("backbone"):
+            continue
+        for kind, stored in torch.load(file, weights_only=True)["snapshots"].items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = replay([Snapshot(**one) for one in stored])
+            said = [
+                [a.detector, a.epoch, a.global_step, _without_levels(a.evidence), a.evidence.get("behaviour")]
+                for a in found
+            ]
+            yield f"{file.stem} {kind}", said
+
+
+def _without_levels(evidence: Any) -> Any:
+    if isinstance(evidence, dict):
+        bounds = ("level", "score_low", "hide_low")  # which are at that level
+        return {key: _without_levels(value) for key, value in evidence.items() if key not in bounds}
+    return evidence
+
+
 WORK: dict[str, Callable[..., Iterator[tuple[str, Any]]]] = {
-    "maps": maps, "memory": memory, "snapshots": snapshots, "audits": audits
+    "maps": maps, "memory": memory, "snapshots": snapshots, "audits": audits, "alarms": alarms
 }  # fmt: skip
 
 
@@ -297,6 +325,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a checkout")
     parser.add_argument("--after", type=Path, default=HERE, help="another one (this)")
     parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--runs", type=Path, help="the folder of the trained runs, for the alarms")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -310,8 +339,9 @@ def main() -> None:
     for part in options.part or PARTS:
         if part == "memory":
             wrong += compare_memory(before, after)
-        else:
-            wrong += compare(part, run(before, part), run(after, part))
+        elif part != "alarms" or options.runs is not None:
+            more = [str(options.runs.resolve())] if part == "alarms" else []
+            wrong += compare(part, run(before, part, *more), run(after, part, *more))
     print("\n".join(wrong) or "equal")
     sys.exit(bool(wrong))
 

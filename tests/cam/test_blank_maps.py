@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from camwatch import Explanation, explain
-from camwatch.cam.blank_maps import BlankMapWarning, SaturatedMapWarning, flaws
+from camwatch.cam.blank_maps import BlankMapWarning, SaturatedMapWarning, map_defects
 from tests.support.cam_nets import Staged
 
 IMAGES = torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ def test_flaw_is_named_at_any_scale(flaw: str, power: int, place: int) -> None:
     maps[place] = FLAWED[flaw]
     expected = ["", "", ""]
     expected[place] = flaw
-    assert flaws(maps * 10.0**power, axes=2) == expected
+    assert map_defects(maps * 10.0**power, axes=2) == expected
     assert explanation(maps).flaws() == expected
     assert explanation(maps).blank().tolist() == [one not in ("", "saturated") for one in expected]
 

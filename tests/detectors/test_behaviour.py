@@ -147,7 +147,7 @@ def test_functions_are_detectors():
     assert [alarm.epoch for alarm in replay(course(), [every_third])] == [0, 3, 6, 9, 12, 15]
     [detector] = coerce(every_third)
     assert isinstance(detector, Custom) and detector.name == "every_third" and detector.state_dict() == {}
-    with pytest.raises(InputError, match=r"'<lambda>' has to return an Finding or None, got bool"):
+    with pytest.raises(InputError, match=r"'<lambda>' has to return a Finding or None, got bool"):
         replay(course(), [lambda snapshot: True])
 
 

@@ -65,7 +65,9 @@ def test_drop_equals_its_formula_computed_by_hand_and_scipy():
     z = (d.mean() - 0.05) / math.sqrt(d.var(ddof=1) / N + square * (1 + 1 / 3))
     found = alarms[5].evidence
     assert found["p"] == pytest.approx(scipy.stats.t.sf(z, N - 1), rel=1e-4)
-    assert found["level"] == 0.05 / 20 and found["effect"] == pytest.approx(d.mean(), abs=1e-6)
+    assert found["level"] == pytest.approx(sum(open_rule(k) for k in range(1, 21)) / 20) and found[
+        "effect"
+    ] == pytest.approx(d.mean(), abs=1e-6)
     half = scipy.stats.t.ppf(0.975, N - 1) * math.sqrt(d.var(ddof=1) / N + square * (1 + 1 / 3))
     assert found["interval"] == pytest.approx([d.mean() - half, d.mean() + half], abs=1e-5)
     assert found["worst"][0] == d.argmax() and found["fell"] == (d > 0.05).sum()
@@ -198,15 +200,32 @@ def test_alarms_about_maps_say_whether_behaviour_agrees(probes, label, said):
 # alpha spending
 
 
+def open_rule(k, alpha=0.05):
+    return 6 * alpha / (math.pi * k) ** 2
+
+
 def test_level_of_a_look_is_shared_over_planned_looks_and_spent_where_the_plan_changes():
     looks = state.Looks()
-    assert [looks.level(look(k), 0.05) for k in range(3)] == [0.05 / 20] * 3
-    assert looks.level(look(3, planned=40), 0.05) == pytest.approx(6 * 0.05 / (math.pi**2 * 16))
-    assert looks.level(look(4, planned=40), 0.05) == pytest.approx(6 * 0.05 / (math.pi**2 * 25))
+    share = sum(open_rule(k) for k in range(1, 21)) / 20
+    assert [looks.level(look(k), 0.05) for k in range(3)] == pytest.approx([share] * 3)
+    assert looks.level(look(3, planned=40), 0.05) == pytest.approx(open_rule(4))
+    assert looks.level(look(4, planned=40), 0.05) == pytest.approx(open_rule(5))
     unknown = state.Looks()
-    assert unknown.level(look(0, planned=None), 0.05) == pytest.approx(6 * 0.05 / math.pi**2)
+    assert unknown.level(look(0, planned=None), 0.05) == pytest.approx(open_rule(1))
     beyond = state.Looks()
-    assert beyond.level(look(20, planned=20), 0.05) == pytest.approx(6 * 0.05 / math.pi**2)
+    assert beyond.level(look(20, planned=20), 0.05) == pytest.approx(open_rule(1))
+
+
+@pytest.mark.parametrize("plans", [[2] * 2000, [9] * 2000, [20] * 7 + [40] * 2000, [None] * 2000, [5] * 5 + [8] * 2000])
+def test_levels_add_up_to_alpha_at_most_whatever_becomes_of_the_plan(plans):
+    looks, total = state.Looks(), 0.0
+    for k, planned in enumerate(plans):
+        if k == 6:  # an interrupted run goes on
+            resumed = state.Looks()
+            vars(resumed).update(vars(looks))
+            looks = resumed
+        total += looks.level(look(k, planned=planned), 0.05)
+    assert 0.02 < total <= 0.05
 
 
 # LEVEL

@@ -13,7 +13,7 @@ from camwatch.errors import InputError
 from camwatch.panel.panel import Panel
 from camwatch.probes.composing import area, fill_border, fill_mean, overlap
 from camwatch.probes.hiding import _elsewhere, hide, hide_elsewhere
-from camwatch.probes.pairing import _pair
+from camwatch.probes.pairing import pair
 from camwatch.probes.swapping import _over, swap
 from camwatch.probes.table import Asked, measure_probes
 from camwatch.probes.transplanting import transplant
@@ -312,8 +312,8 @@ def test_a_moved_box_covers_its_partner_as_far_as_the_image_allows():
 def test_partners_are_spread_and_of_least_cost():
     labels = torch.arange(24) % 4
     cost = torch.where(labels[:, None] == labels[None, :], math.inf, 0.0)
-    pairs = _pair(cost, 2, seed=0)
+    pairs = pair(cost, 2, seed=0)
     assert len(set(pairs)) == 48 and all(labels[i] != labels[j] for i, j in pairs)
     assert torch.bincount(torch.tensor([j for _, j in pairs])).tolist() == [2] * 24
     cost = torch.tensor([[math.inf, 0.9, 0.1], [0.5, math.inf, 0.4], [0.0, 0.0, math.inf]])
-    assert _pair(cost, 1, seed=0)[0] == (0, 2)
+    assert pair(cost, 1, seed=0)[0] == (0, 2)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from camwatch.adapters.lightning.audit_loop import overrides, runner_class
@@ -25,11 +24,12 @@ from camwatch.auditing.summary import Audit, Tally, summary_path, summary_rows, 
 from camwatch.auditing.table import check_output, written
 from camwatch.auditing.unfinished import Parts
 from camwatch.auditing.verdicts import COLUMNS
-from camwatch.cam.methods.gradients import Method
+from camwatch.cam.methods.method import MapFunction
 from camwatch.cam.model.execution import Forward
 from camwatch.cam.model.layers import LayerName
+from camwatch.descriptions import fingerprint
 from camwatch.errors import CamwatchError, InputError, check_at_least
-from camwatch.files import fingerprint, write_whole
+from camwatch.files import write_whole
 from camwatch.isolation import isolate_rng
 from camwatch.panel.dataset import class_names as find_class_names
 from camwatch.panel.normalization import find_normalization
@@ -42,7 +42,7 @@ def audit(
     dataloader: Any,
     *,
     layer: LayerName | None = None,
-    method: str | Method = "gradcam",
+    method: str | MapFunction = "gradcam",
     target: str | int | Callable[[Any], Tensor] = "label",
     regions: Sequence[Any] | Mapping[str, Any] | None = None,
     unpack: Callable[[Any], Any] | None = None,
@@ -67,6 +67,11 @@ def audit(
     An image's verdict is "wrong", or "right" if the map's skill, (share inside - area) / (1 - area), is above
     the threshold; "right for the wrong reason" if it is not; "not measurable" without a label or a region, with
     a region too small for the layer's grid, or with a map that is zero; "unreadable".
+
+    Each row has label, answer and probability, the localization numbers, and beside them what the same region gives to
+    a map that looks at the centre (``centre_mass_accuracy``, ``centre_pointing_game``); the column ``note`` says why an
+    image is not measurable or unreadable. The table is the same, byte for byte, on one process and on several. Memory
+    does not grow with the number of images; the time is about that of plain inference.
 
     Args:
         model: Any vision model, or LightningModule, whose batch-transfer hooks are then used.
@@ -99,6 +104,7 @@ def audit(
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> masks = torch.zeros(4, 8, 8, dtype=torch.bool).index_fill(1, torch.tensor([0, 1]), True)
         >>> batches = [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), masks)]
@@ -230,37 +236,16 @@ def _open_loader(given: Any, framework: Any, trainer: Any) -> tuple[Any, Any]:
 
 def _settings(model: nn.Module, source: Source, config: AuditConfig, trainer: Any) -> dict[str, Any]:
     """What has to be the same for an unfinished audit to be gone on with, as plain data."""
-    weights = [
-        part
-        for key, value in model.state_dict().items()
-        if isinstance(value, Tensor)
-        for part in (key.encode(), _as_bytes(value))
-    ]
+    weights = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     return {
         **config.asked.describe(),
         "threshold": config.threshold,
-        "regions": None if config.regions is None else fingerprint(*map(_as_bytes, config.regions)),
+        "regions": None if config.regions is None else fingerprint(config.regions),
         "precision": str(trainer.precision),
         **source.settings(),
-        "weights": fingerprint(*weights),
+        "weights": fingerprint(weights),
         "columns": list(COLUMNS),
     }
-
-
-def _as_bytes(value: Any) -> bytes:
-    """Returns what tells a value from another: of an array its type, shape and content."""
-    if isinstance(value, Mapping):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple)):
-        return b"|".join(map(_as_bytes, value))
-    if not hasattr(value, "dtype"):
-        return repr(value).encode()
-    described: bytes = f"{value.dtype} {tuple(value.shape)}".encode()
-    if isinstance(value, Tensor):
-        if value.is_meta or not value.numel():
-            return described
-        value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return described + bytes(value.tobytes())
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
 
 from camwatch.adapters.lightning import checks
 from camwatch.adapters.lightning.handover import StateFile
 from camwatch.adapters.lightning.panels import archived_panel, copied, draw_panel, is_iterable, length
-from camwatch.cam.model.execution import Forward, call_plainly
+from camwatch.adapters.lightning.trainers import in_precision, planned_snapshots, share_of
+from camwatch.cam.model.execution import call_plainly
 from camwatch.detectors import report
 from camwatch.detectors.coercion import coerce
 from camwatch.detectors.judging import make_detectors
@@ -44,6 +43,42 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
     At every validation of a scheduled epoch the panel is explained; overlays, a film strip and scalars go to
     the trainer's loggers, everything to an archive in the log directory. Training itself is bit for bit what
     it would be without the callback; after the first step the monitor never raises.
+
+    Read ``findings`` (all that the detectors found), ``alarms`` (those of severity "alarm"), ``history`` (the
+    snapshots, oldest first), ``archive`` (its folder) and ``summary()``.
+
+    Logged, under ``name`` ("camwatch/" by default):
+
+    - ``panel``: the panel with the regions' outlines, at step 0, where a wrong annotation is seen at once;
+    - ``<layer>/overlays``: one sheet a snapshot, with label, predicted class and probability; for a wrong answer the
+      predicted class's map too;
+    - ``<layer>/film_strip``: a row per image, a column per snapshot, and the difference from the first;
+    - ``relevance_mass_accuracy``: the share of the map's mass inside the regions; with ``/right`` and ``/wrong`` behind
+      it, that of the images answered rightly and wrongly, as for ``pointing_game`` and ``map_entropy``; further
+      ``relevance_rank_accuracy``, ``region_auroc``, ``region_area`` and ``region_ceiling``; ``forbidden_mass`` and
+      ``forbidden_area`` with a forbidden zone;
+    - ``map_mass``, ``map_entropy``, ``map_similarity`` (to the first snapshot), ``blank_maps``: without regions too;
+    - ``correct``, ``label_probability``: of the answers;
+    - ``hide``: how often the label is still given with its region hidden; ``hide_elsewhere``: with a box of the same
+      area hidden elsewhere; ``swap_context``, ``swap_region``: how often the answer follows the rest of the image, or
+      the region, when regions are swapped; ``swap_confusion``, ``swaps``: how often that class is answered where it is
+      on neither side, and how many swaps were asked;
+    - ``alarm``: 0 or 1, and each alarm's text; ``summary``: a text at the end of the run;
+    - ``cue``: on an alarm, the place whose patch carries the answer with it when it is moved between images.
+
+    Measures of a map also stand under ``<layer>/<measure>``; those without a layer are the first one's. TensorBoard
+    gets all of it; Weights & Biases, MLflow and CSV loggers what they can hold; other loggers the scalars.
+    ``ModelCheckpoint``, ``EarlyStopping`` and schedulers can monitor every scalar: it exists from the first step, holds
+    the epoch's own value in epochs with a snapshot and the last one otherwise, and is never NaN.
+
+    A snapshot costs about its forward passes. With regions, most of a snapshot is the probes (11 passes of the panel):
+    ``probe_every=`` spaces them, ``detectors=[]`` leaves them out. Between snapshots the model has no hook.
+
+    Under DDP each process explains its share of the panel, rank zero writes, and all see the same values; after
+    ``ddp_spawn`` and ``ddp_fork`` history, findings and summary are in the parent. Under ``ModelParallelStrategy``
+    (FSDP2) every process runs the same forward passes: tested with two processes on the CPU, never on several GPUs.
+    FSDP1 and DeepSpeed are refused. A resumed run goes on with its history, findings and detectors, which are in the
+    checkpoint.
 
     Args:
         panel: A ``Panel``, (images, labels[, regions]), or a number of validation samples to draw.
@@ -257,21 +292,6 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             if trainer.is_global_zero:
                 self._state_file.send(self._watcher.state_dict())
 
-    def _planned(self, trainer: Any, start: bool) -> int | None:
-        """The number of snapshots of the whole run, the first included; None where it has no known end."""
-        if self.schedule.every_n_steps is not None:
-            steps = trainer.estimated_stepping_batches
-            return int(steps) // self.schedule.every_n_steps + start if steps not in (-1, float("inf")) else None
-        if trainer.max_epochs in (None, -1):
-            return None
-        batches, interval = trainer.num_training_batches, trainer.val_check_batch
-        every, inside = trainer.check_val_every_n_epoch, 1
-        if trainer.enable_validation and every is not None and isinstance(batches, int) and isinstance(interval, int):
-            inside = max(1, batches // max(1, interval))
-        return start + self.schedule.planned(
-            trainer.max_epochs, lambda epoch: inside if (epoch + 1) % (every or 1) == 0 else 1
-        )
-
     def _find_panel(self, trainer: Any, pl_module: Any) -> Panel | None:
         """Returns the panel, the same on every process; None where it has to wait for validation batches."""
 
@@ -290,7 +310,7 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             return panel
 
         # On every process: what asks the user's data module may wait for the others.
-        panel = checks.share_of(trainer, pl_module).together(find)
+        panel = share_of(trainer, pl_module).raise_together(find)
         return trainer.strategy.broadcast(panel) if trainer.world_size > 1 else panel
 
     def _promise(self, trainer: Any) -> None:
@@ -333,8 +353,8 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
             forward=in_precision(trainer.precision_plugin, self.forward or call_plainly),
             directory=None if folder is None else Path(folder) / self.name,
             writers=[writer for writer in writers if writer is not None],
-            planned=self._planned(trainer, start),
-            share=checks.share_of(trainer, pl_module),
+            planned=planned_snapshots(trainer, self.schedule, start),
+            share=share_of(trainer, pl_module),
             **options,
         )
         if self._state:
@@ -358,14 +378,3 @@ class CAMMonitor(*_BASES):  # type: ignore[misc]
         assert self._watcher is not None
         for tag, value in self._watcher.tags(self._watcher.published).items():
             trainer.callback_metrics[tag] = torch.tensor(value, dtype=torch.float32)
-
-
-def in_precision(precision: Any, forward: Forward) -> Forward:
-    """Returns a function (module, images) that calls another as the trainer's precision plugin has it."""
-
-    @functools.wraps(forward)
-    def call(module: Any, images: Tensor) -> Any:
-        with precision.forward_context():
-            return forward(module, precision.convert_input(images))
-
-    return call

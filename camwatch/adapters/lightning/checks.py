@@ -6,11 +6,9 @@ import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from camwatch.errors import CamwatchWarning, InputError, UnsupportedError, unknown
-from camwatch.parallel import Share
 
 
 def check_strategy(trainer: Any) -> None:
@@ -92,15 +90,6 @@ def sees_averages(trainer: Any, monitor: Any, by_steps: bool) -> bool:
         f"{type(trainer.callbacks[averaging]).__name__}: {cure}"
     )
     return False
-
-
-def share_of(trainer: Any, pl_module: Any) -> Share:
-    """Returns this process's share: DDP processes divide the panel, under other strategies each runs all of it."""
-    if trainer.world_size == 1:
-        return Share()
-    device = str(pl_module.device) if torch.distributed.get_backend() == "nccl" else "cpu"
-    divided = isinstance_by_name(trainer.strategy, "DDPStrategy")
-    return Share(trainer.global_rank, trainer.world_size, device, whole=not divided)
 
 
 def isinstance_by_name(given: object, name: str) -> bool:

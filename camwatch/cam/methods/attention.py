@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from camwatch.cam.methods.attention_blocks import SeeAttention, chosen_tokens, find_blocks, per_head
-from camwatch.cam.methods.runner import Access
+from camwatch.cam.methods.runner import ModelRunner
 from camwatch.cam.model.execution import without_recomputation
-from camwatch.cam.model.hooks import UnreachedError, around
+from camwatch.cam.model.hooks import UnreachedError, on_output
 from camwatch.cam.model.nested import replace_tensors
 from camwatch.errors import UnsupportedError
 
 
-def rollout(access: Access) -> Tensor:
+def rollout(runner: ModelRunner) -> Tensor:
     """Attention rollout: how much of each patch the attention of all blocks hands to the token that is read.
 
     Choose it to see what a ViT gathers at all, in two forward passes; it looks at no class, so that it cannot tell
@@ -29,18 +29,18 @@ def rollout(access: Access) -> Tensor:
     Raises:
         UnsupportedError: The model has no attention between all tokens.
     """
-    _, grid, prefix = find_blocks(access)
+    _, grid, prefix = find_blocks(runner)
     seen: list[Tensor] = []
 
     def note(attention: Tensor) -> Tensor:
-        seen.append(per_head(attention, len(access.images)).mean(1, keepdim=True).float())
+        seen.append(per_head(attention, len(runner.images)).mean(1, keepdim=True).float())
         return attention
 
     with torch.no_grad(), SeeAttention(note):
-        access.forward(access.images)
+        runner.forward(runner.images)
     reached = roll_out([attention[:, 0] for attention in seen], prefix)[:, : math.prod(grid)]
-    maps = reached.reshape(len(access.images), 1, *grid)
-    return maps.repeat(1, access.scores.shape[1], *[1] * len(grid))
+    maps = reached.reshape(len(runner.images), 1, *grid)
+    return maps.repeat(1, runner.scores.shape[1], *[1] * len(grid))
 
 
 def roll_out(attentions: list[Tensor], prefix: int) -> Tensor:
@@ -62,7 +62,7 @@ def roll_out(attentions: list[Tensor], prefix: int) -> Tensor:
     return total[:, 0, prefix:] if prefix else total.mean(1)
 
 
-def legrad(access: Access) -> Tensor:
+def legrad(runner: ModelRunner) -> Tensor:
     """LeGrad: which attention would raise the score, summed over the blocks.
 
     Choose it for class-specific maps of a ViT without naming a layer. Each block's tokens, averaged, are given to
@@ -74,8 +74,8 @@ def legrad(access: Access) -> Tensor:
     Raises:
         UnsupportedError: The model has no attention between all tokens, or its head reads the batch's size elsewhere.
     """
-    n = len(access.images)
-    blocks, grid, prefix = find_blocks(access)
+    n = len(runner.images)
+    blocks, grid, prefix = find_blocks(runner)
     attentions: list[Tensor] = []
     tokens: list[Tensor] = []
 
@@ -92,10 +92,10 @@ def legrad(access: Access) -> Tensor:
         means = torch.cat([t.mean(1, keepdim=True).expand_as(t) for t in tokens])
         return replace_tensors(output, lambda t: means if t is found else t)
 
-    with without_recomputation(), around(blocks, leave), SeeAttention(note):
-        output = access.forward(access.images)
+    with without_recomputation(), on_output(blocks, leave), SeeAttention(note):
+        output = runner.forward(runner.images)
     try:
-        scores = access.rate_blocks(output, len(blocks))
+        scores = runner.score_blocks(output, len(blocks))
     except (IndexError, RuntimeError) as error:
         raise UnsupportedError(
             f"LeGrad runs the model's head on {len(blocks)} x {n} images at once, which this model does not take"

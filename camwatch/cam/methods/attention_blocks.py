@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from camwatch.cam.methods.runner import Access
-from camwatch.cam.model.hooks import around, choose
+from camwatch.cam.methods.runner import ModelRunner
+from camwatch.cam.model.hooks import choose, on_output
 from camwatch.cam.model.layout import Grid, token_grid
 from camwatch.cam.model.modules import named_modules
 from camwatch.cam.model.nested import tensors
@@ -123,7 +123,7 @@ def patch_grid(lengths: list[int], size: tuple[int, ...]) -> tuple[Grid, int]:
     return found
 
 
-def find_blocks(access: Access) -> tuple[list[nn.Module], Grid, int]:
+def find_blocks(runner: ModelRunner) -> tuple[list[nn.Module], Grid, int]:
     """Returns the blocks in the order in which they run, the grid of the tokens, and how many stand before it.
 
     A block is the outermost module around one attention that returns all of its tokens.
@@ -136,7 +136,7 @@ def find_blocks(access: Access) -> tuple[list[nn.Module], Grid, int]:
     blocks: dict[int, nn.Module] = {}
 
     def note(attention: Tensor) -> Tensor:
-        seen.append(per_head(attention, len(access.images)).shape[-1])
+        seen.append(per_head(attention, len(runner.images)).shape[-1])
         return attention
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -144,10 +144,10 @@ def find_blocks(access: Access) -> tuple[list[nn.Module], Grid, int]:
         if len(seen) == first + 1 and tokens_of(output, seen[first]) is not None:
             blocks[first] = module  # the outer one leaves last
 
-    inner = [module for _, module in named_modules(access.model)]
-    with torch.no_grad(), around(inner, leave, lambda module: running.append(len(seen))), SeeAttention(note):
-        access.forward(access.images)
-    grid, prefix = patch_grid(seen, tuple(access.images.shape[2:]))
+    inner = [module for _, module in named_modules(runner.model)]
+    with torch.no_grad(), on_output(inner, leave, lambda module: running.append(len(seen))), SeeAttention(note):
+        runner.forward(runner.images)
+    grid, prefix = patch_grid(seen, tuple(runner.images.shape[2:]))
     if sorted(blocks) != list(range(len(seen))) or len(set(map(id, blocks.values()))) != len(blocks):
         raise UnsupportedError(
             f"{len(seen)} attentions ran, {len(blocks)} of them in a block of their own that returns (N, tokens, C): "

@@ -9,14 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from camwatch.cam.methods.fusion import INTERPOLATION, unit
-from camwatch.cam.methods.runner import Access
+from camwatch.cam.methods.runner import ModelRunner
 from camwatch.cam.model.hooks import UnreachedError, record_calls
 from camwatch.cam.model.layout import lay_out
 from camwatch.cam.model.modules import named_modules
 from camwatch.errors import UnsupportedError
 
 
-def fullgrad(access: Access) -> Tensor:
+def fullgrad(runner: ModelRunner) -> Tensor:
     """FullGrad: the input's and every bias's share of the score, summed at the image's resolution.
 
     Choose it where the shares should add up to the score and no layer should be named. Sharp, but it shows what
@@ -33,9 +33,9 @@ def fullgrad(access: Access) -> Tensor:
         UnreachedError: The model cuts the graph between pixels and score.
         UnsupportedError: The biases are in no layer of torch.
     """
-    size = tuple(access.images.shape[2:])
+    size = tuple(runner.images.shape[2:])
     maps = []
-    for pixels, biases in full_gradients(access):
+    for pixels, biases in full_gradients(runner):
         total = unit(pixels.abs()).sum(1)
         for share in biases:
             if share.ndim == pixels.ndim:
@@ -45,22 +45,22 @@ def fullgrad(access: Access) -> Tensor:
     return torch.stack(maps, dim=1)
 
 
-def full_gradients(access: Access) -> list[tuple[Tensor, list[Tensor]]]:
+def full_gradients(runner: ModelRunner) -> list[tuple[Tensor, list[Tensor]]]:
     """Returns, for each of K targets, the pixels' shares (N, C, *size) and each bias's (N, c, *grid) or (N, c).
 
     They add up to the score of a network that is piecewise linear (equation 4).
     """
-    size, n = tuple(access.images.shape[2:]), len(access.images)
-    modules = [module for _, module in named_modules(access.model) if added_bias(module) is not None]
-    if not modules and any(name.endswith("bias") for name, _ in access.model.named_parameters()):
+    size, n = tuple(runner.images.shape[2:]), len(runner.images)
+    modules = [module for _, module in named_modules(runner.model) if added_bias(module) is not None]
+    if not modules and any(name.endswith("bias") for name, _ in runner.model.named_parameters()):
         raise UnsupportedError(
-            f"FullGrad knows the biases of torch's own layers, and {type(access.model).__name__} has others; "
+            f"FullGrad knows the biases of torch's own layers, and {type(runner.model).__name__} has others; "
             f"take 'gradcam' or 'saliency'"
         )
-    leaf = access.images.detach().clone().requires_grad_()
+    leaf = runner.images.detach().clone().requires_grad_()
     found = []
     with record_calls(modules, lambda tensor: tensor.ndim >= 2 and tensor.shape[0] == n) as calls:
-        columns = access.rate(access.forward(leaf)).unbind(1)
+        columns = runner.score(runner.forward(leaf)).unbind(1)
         recorded = list(calls)  # gradient checkpointing runs the modules again below
         for column in columns:
             wanted = [leaf, *(tensor for _, tensor in recorded)]
@@ -78,7 +78,7 @@ def full_gradients(access: Access) -> list[tuple[Tensor, list[Tensor]]]:
                 if gradient is not None
                 for share in _shares(module, gradient.float(), size)
             ]
-            found.append((gradients[0].float() * access.images.float(), shares))
+            found.append((gradients[0].float() * runner.images.float(), shares))
     return found
 
 

@@ -8,22 +8,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camwatch.cam.methods.gradients import grad_cam, quotient, weighted_sum
 from camwatch.cam.methods.input_gradients import noisy_copies
-from camwatch.cam.methods.runner import Access, Site
-from camwatch.cam.model.hooks import LayerCapture
+from camwatch.cam.methods.runner import LayerOutput, ModelRunner
 from camwatch.cam.model.targets import class_scores, two_sided
 from camwatch.errors import TargetError
 
 NOISY_COPIES = 10
-
-
 SIMILAR = 3  # classes that Finer-CAM compares with
 
 
-def _capture(access: Access, site: Site) -> LayerCapture:
-    return LayerCapture(access.model, site.module, size=access.images.shape[2:], layouts=[site.layout])
-
-
-def finer_cam(access: Access, site: Site) -> Tensor:
+def finer_cam(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """Finer-CAM: Grad-CAM of the difference between a class and the three most similar ones.
 
     Choose it for fine-grained classes: it leaves out what similar classes share. Needs class indices as target.
@@ -34,14 +27,14 @@ def finer_cam(access: Access, site: Site) -> Tensor:
     Raises:
         TargetError: The target is no class index.
     """
-    if access.classes is None:
+    if runner.classes is None:
         raise TargetError("Finer-CAM compares classes: its target must be 'predicted', a class index, (N,) or (N, K)")
-    with _capture(access, site) as capture:
-        scores = two_sided(class_scores(access.forward(access.images)))
+    with runner.capture(layer) as capture:
+        scores = two_sided(class_scores(runner.forward(runner.images)))
         if scores.ndim > 2:
             raise TargetError(f"Finer-CAM compares one score per class and image, got scores {tuple(scores.shape)}")
         activations, maps = capture.activations, []
-        for index in access.classes.unbind(1):
+        for index in runner.classes.unbind(1):
             gradients = capture.gradients(_difference(scores, index[:, None]))
             maps.append(grad_cam(activations, gradients))
     return torch.stack(maps, dim=1)
@@ -56,7 +49,7 @@ def _difference(scores: Tensor, index: Tensor) -> Tensor:
     return (weights * (own - scores.gather(1, others))).sum(1) / weights.sum(1)
 
 
-def shapley_cam(access: Access, site: Site) -> Tensor:
+def shapley_cam(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """Shapley-CAM: Grad-CAM with gradients corrected for the score's curvature.
 
     Choose it where the layers behind the target are not piecewise linear (GELU, attention); behind ReLUs alone
@@ -65,8 +58,8 @@ def shapley_cam(access: Access, site: Site) -> Tensor:
     Source: Cai, CAMs as Shapley value-based explainers, arXiv 2501.06261: weights are the mean of
     gradient - half of (Hessian times activations).
     """
-    with _capture(access, site) as capture, sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        columns = access.rate(access.forward(access.images)).unbind(1)
+    with runner.capture(layer) as capture, sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        columns = runner.score(runner.forward(runner.images)).unbind(1)
         [raw] = capture.raw
         maps = []
         for column in columns:
@@ -75,12 +68,12 @@ def shapley_cam(access: Access, site: Site) -> Tensor:
             if gradient.requires_grad:
                 [bend] = torch.autograd.grad(gradient, raw, raw.detach(), retain_graph=True, allow_unused=True)
             corrected = gradient.detach() if bend is None else gradient.detach() - bend / 2
-            weights = site.layout.apply(corrected).float().flatten(2).mean(2)
-            maps.append(weighted_sum(site.activations, weights))
+            weights = layer.layout.apply(corrected).float().flatten(2).mean(2)
+            maps.append(weighted_sum(layer.activations, weights))
     return torch.stack(maps, dim=1)
 
 
-def smooth_grad_cam_plus_plus(access: Access, site: Site) -> Tensor:
+def smooth_grad_cam_plus_plus(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over ten noisy copies of the image.
 
     Choose it for several instances of a class where Grad-CAM++ is noisy, at ten times its cost; like that it hardly
@@ -91,26 +84,26 @@ def smooth_grad_cam_plus_plus(access: Access, site: Site) -> Tensor:
     Source: Omeiza et al., Smooth Grad-CAM++, arXiv 1908.01224, section 3: each derivative of exp(score) replaced by
     its mean, the activations those of the image.
     """
-    shape = site.activations.shape
+    shape = layer.activations.shape
     sums: Tensor | None = None
-    for copy in noisy_copies(access.images, NOISY_COPIES, "Smooth Grad-CAM++"):
-        with _capture(access, site) as capture:
-            columns = access.rate(access.forward(copy)).unbind(1)
+    for copy in noisy_copies(runner.images, NOISY_COPIES, "Smooth Grad-CAM++"):
+        with runner.capture(layer) as capture:
+            columns = runner.score(runner.forward(copy)).unbind(1)
             gradients = torch.stack([capture.gradients(column) for column in columns]).double()
         powers = torch.stack([gradients, gradients**2, gradients**3])
         sums = powers if sums is None else sums + powers
     assert sums is not None
-    maps, total = [], site.activations.double().flatten(2).sum(2).view(*shape[:2], *[1] * (len(shape) - 2))
+    maps, total = [], layer.activations.double().flatten(2).sum(2).view(*shape[:2], *[1] * (len(shape) - 2))
     for first, second, third in (sums / NOISY_COPIES).unbind(1):
         shares = quotient(second, 2 * second + total * third) * first.relu()
-        maps.append(weighted_sum(site.activations, shares.flatten(2).sum(2).float()))
+        maps.append(weighted_sum(layer.activations, shares.flatten(2).sum(2).float()))
     return torch.stack(maps, dim=1)
 
 
-def random_map(access: Access, site: Site) -> Tensor:
+def random_map(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """Random: uniform noise on the layer's grid, from torch's generator.
 
     Choose it as the baseline that any measure of a map has to beat; it sees neither image nor model.
     """
-    targets = access.scores.shape[1]
-    return torch.rand(len(access.images), targets, *site.layout.grid, device=access.images.device)
+    targets = runner.scores.shape[1]
+    return torch.rand(len(runner.images), targets, *layer.layout.grid, device=runner.images.device)

@@ -6,12 +6,8 @@ never normalized. A method of one's own is such a function, handed to ``explain(
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-Method = Callable[[Tensor, Tensor], Tensor]
 
 
 def _spatial(tensor: Tensor) -> tuple[int, ...]:
@@ -228,17 +224,3 @@ def fem_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     axes = _spatial(activations)
     mean, deviation = activations.mean(axes, keepdim=True), activations.std(axes, correction=0, keepdim=True)
     return weighted_sum(activations, (activations > mean + 2 * deviation).float().mean(axes))
-
-
-GRADIENT_METHODS: dict[str, Method] = {
-    "eigencam": eigen_cam,
-    "eigengradcam": eigen_grad_cam,
-    "elementwise": elementwise_cam,
-    "fem": fem_cam,
-    "gradcam": grad_cam,
-    "gradcam++": grad_cam_plus_plus,
-    "hirescam": hires_cam,
-    "kpcacam": kpca_cam,
-    "layercam": layer_cam,
-    "xgradcam": xgrad_cam,
-}

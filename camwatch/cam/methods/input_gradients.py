@@ -15,28 +15,24 @@ from torch.overrides import TorchFunctionMode
 
 from camwatch.cam.methods.fusion import INTERPOLATION
 from camwatch.cam.methods.gradients import grad_cam
-from camwatch.cam.methods.runner import Access, Site
-from camwatch.cam.model.hooks import LayerCapture, UnreachedError
+from camwatch.cam.methods.runner import LayerOutput, ModelRunner
+from camwatch.cam.model.hooks import UnreachedError
 from camwatch.errors import UnsupportedError
 from camwatch.progress import progress
 
 RELUS = (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
-
-
 SAMPLES = 25
-
-
 NOISE = 0.15  # of the image's range
 
 
-def input_gradients(access: Access, images: Tensor) -> Tensor:
+def input_gradients(runner: ModelRunner, images: Tensor) -> Tensor:
     """Returns (N, K, C, *size) float32: the gradient of each score with respect to the pixels.
 
     Raises:
         UnreachedError: The model cuts the graph between pixels and score.
     """
     leaf = images.detach().clone().requires_grad_()
-    columns = access.rate(access.forward(leaf)).unbind(1)
+    columns = runner.score(runner.forward(leaf)).unbind(1)
     found = []
     for column in columns:
         gradient = None
@@ -55,17 +51,17 @@ def _strongest(gradients: Tensor) -> Tensor:
     return gradients.abs().amax(2)
 
 
-def saliency(access: Access) -> Tensor:
+def saliency(runner: ModelRunner) -> Tensor:
     """Saliency: the magnitude of the score's gradient at each pixel.
 
     Choose it to see single pixels that matter at once; it is noisy, and says nothing of larger changes.
 
     Source: Simonyan et al., Deep inside convolutional networks, ICLR Workshop 2014, section 3.1.
     """
-    return _strongest(input_gradients(access, access.images))
+    return _strongest(input_gradients(runner, runner.images))
 
 
-def smooth_grad(access: Access) -> Tensor:
+def smooth_grad(runner: ModelRunner) -> Tensor:
     """SmoothGrad: the magnitude of the gradient's mean over 25 noisy copies of the image.
 
     Choose it instead of saliency: less noise, at 25 times the cost. The noise has 0.15 of the image's range, and
@@ -73,9 +69,9 @@ def smooth_grad(access: Access) -> Tensor:
 
     Source: Smilkov et al., SmoothGrad, arXiv 1706.03825, section 3.
     """
-    total = torch.zeros((), device=access.images.device)
-    for copy in noisy_copies(access.images, SAMPLES, "SmoothGrad"):
-        total = total + input_gradients(access, copy)
+    total = torch.zeros((), device=runner.images.device)
+    for copy in noisy_copies(runner.images, SAMPLES, "SmoothGrad"):
+        total = total + input_gradients(runner, copy)
     return _strongest(total / SAMPLES)
 
 
@@ -107,9 +103,9 @@ class _Guided(TorchFunctionMode):
         return output
 
 
-def _guided_gradients(access: Access) -> Tensor:
+def _guided_gradients(runner: ModelRunner) -> Tensor:
     with _Guided() as guided:
-        gradients = input_gradients(access, access.images)
+        gradients = input_gradients(runner, runner.images)
     if not guided.relus:
         raise UnsupportedError(
             "guided backpropagation changes how gradients pass ReLUs, and no ReLU ran in this model; take 'saliency' "
@@ -118,7 +114,7 @@ def _guided_gradients(access: Access) -> Tensor:
     return gradients
 
 
-def guided_backprop(access: Access) -> Tensor:
+def guided_backprop(runner: ModelRunner) -> Tensor:
     """Guided backpropagation: saliency, with negative gradients stopped at every ReLU.
 
     Choose it for sharp pictures of what the image contains, never to judge a model: it hardly depends on the
@@ -126,19 +122,19 @@ def guided_backprop(access: Access) -> Tensor:
 
     Source: Springenberg et al., Striving for simplicity, ICLR Workshop 2015, section 3.4.
     """
-    return _strongest(_guided_gradients(access))
+    return _strongest(_guided_gradients(runner))
 
 
-def guided_grad_cam(access: Access, site: Site) -> Tensor:
+def guided_grad_cam(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """Guided Grad-CAM: guided backpropagation where Grad-CAM sees evidence.
 
     Choose it for a fine and class-specific picture; the fine part is guided backpropagation's, with its faults.
 
     Source: Selvaraju et al., Grad-CAM, ICCV 2017, section 3.2.
     """
-    size = access.images.shape[2:]
-    with LayerCapture(access.model, site.module, size=size, layouts=[site.layout]) as capture:
-        columns = access.rate(access.forward(access.images)).unbind(1)
+    size = runner.images.shape[2:]
+    with runner.capture(layer) as capture:
+        columns = runner.score(runner.forward(runner.images)).unbind(1)
         coarse = torch.stack([grad_cam(capture.activations, capture.gradients(c)) for c in columns], dim=1)
     fine = functional.interpolate(coarse, size, mode=INTERPOLATION[len(size)], align_corners=False)
-    return _strongest(_guided_gradients(access)) * fine
+    return _strongest(_guided_gradients(runner)) * fine

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from camwatch.cam.methods.gradients import weighted_sum
-from camwatch.cam.methods.runner import Access, Site
-from camwatch.cam.model.hooks import around
+from camwatch.cam.methods.runner import LayerOutput, ModelRunner
+from camwatch.cam.model.hooks import on_output
 from camwatch.cam.model.modules import named_modules
 from camwatch.cam.model.nested import replace_tensors
 from camwatch.cam.model.targets import class_scores
 from camwatch.errors import UnsupportedError
 
 
-def cam(access: Access, site: Site) -> Tensor:
+def cam(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """CAM: channels weighted by what the linear layer behind their global average gives them.
 
     Choose it to see exactly what such a head sums up, without any gradient; Grad-CAM and HiResCAM have the same
@@ -29,22 +29,20 @@ def cam(access: Access, site: Site) -> Tensor:
     Raises:
         UnsupportedError: The layer's global average is not what the last linear layer reads.
     """
-    weight, output = _linear_head(access, site)
+    weight, output = _linear_head(runner, layer)
     logits = class_scores(output)
     scores = logits.float().clone().requires_grad_()
-    rated = access.rate(
-        replace_tensors(output, lambda t: scores.view_as(t) if t.data_ptr() == logits.data_ptr() else t)
-    )
+    output = replace_tensors(output, lambda t: scores.view_as(t) if t.data_ptr() == logits.data_ptr() else t)
     maps = []
-    for column in rated.unbind(1):
+    for column in runner.score(output).unbind(1):
         [shares] = torch.autograd.grad(column.sum(), scores, retain_graph=True)
-        maps.append(weighted_sum(site.activations, shares.flatten(1) @ weight))
+        maps.append(weighted_sum(layer.activations, shares.flatten(1) @ weight))
     return torch.stack(maps, dim=1)
 
 
-def _linear_head(access: Access, site: Site) -> tuple[Tensor, Any]:
-    """Returns the weights (classes, C) that turn the site's average into the scores, and the model's output."""
-    average = site.activations.flatten(2).mean(2)
+def _linear_head(runner: ModelRunner, layer: LayerOutput) -> tuple[Tensor, Any]:
+    """Returns the weights (classes, C) that turn the layer's average into the scores, and the model's output."""
+    average = layer.activations.flatten(2).mean(2)
     found: list[Tensor] = []
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -54,9 +52,9 @@ def _linear_head(access: Access, site: Site) -> tuple[Tensor, Any]:
             if bool((read - average).abs().amax() <= 1e-2 * average.abs().amax()):  # bf16 rounds
                 found.append(weight.flatten(1).float())
 
-    heads = [module for _, module in named_modules(access.model) if isinstance(module, (nn.Linear, _ConvNd))]
-    with torch.no_grad(), around(heads, leave):
-        output = replace_tensors(access.forward(access.images), Tensor.detach)
+    heads = [module for _, module in named_modules(runner.model) if isinstance(module, (nn.Linear, _ConvNd))]
+    with torch.no_grad(), on_output(heads, leave):
+        output = replace_tensors(runner.forward(runner.images), Tensor.detach)
     classes = class_scores(output).shape[1]
     if not found or class_scores(output).ndim != 2 or len(found[-1]) != classes:
         raise UnsupportedError(

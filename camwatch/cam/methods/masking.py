@@ -15,11 +15,9 @@ from torch.nn import functional
 
 from camwatch.cam.methods.fusion import INTERPOLATION, unit
 from camwatch.cam.methods.gradients import weighted_sum
-from camwatch.cam.methods.runner import Access, Site
+from camwatch.cam.methods.runner import LayerOutput, ModelRunner
 
 SS_DRAWS, SS_DEVIATION = 10, 2.0
-
-
 IS_STEPS = 10
 
 
@@ -28,7 +26,7 @@ def _maps(activations: Tensor, weights: Tensor) -> Tensor:
     return torch.stack([weighted_sum(activations, w.T) for w in weights.unbind(2)], dim=1)
 
 
-def ablation_cam(access: Access, site: Site) -> Tensor:
+def ablation_cam(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """Ablation-CAM: channels weighted by the share of the score that is lost without them.
 
     Choose it where gradients mislead (saturated scores): it measures what a channel does. It costs one pass
@@ -40,20 +38,20 @@ def ablation_cam(access: Access, site: Site) -> Tensor:
 
     Source: Desai and Ramaswamy, Ablation-CAM, WACV 2020, equations 5 and 6.
     """
-    channels = site.layout.channels
+    channels = layer.layout.channels
 
     def without(cells: Tensor, start: int, stop: int) -> Tensor:
         copies = cells.expand(stop - start, *cells.shape).clone()
         copies[torch.arange(stop - start), torch.arange(start, stop)] = 0
         return copies
 
-    left = access.rate_activations(site, without, channels, "Ablation-CAM")
-    scores = access.scores
+    left = runner.score_activations(layer, without, channels, "Ablation-CAM")
+    scores = runner.scores
     magnitude = torch.where(scores == 0, 1.0, scores.abs())
-    return _maps(site.activations, (scores - left) / magnitude)
+    return _maps(layer.activations, (scores - left) / magnitude)
 
 
-def score_cam(access: Access, site: Site) -> Tensor:
+def score_cam(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """Score-CAM: channels weighted by the score that the image has where they are active.
 
     Choose it where gradients are noisy and there is time: one whole forward pass per channel. Its weights are
@@ -66,23 +64,23 @@ def score_cam(access: Access, site: Site) -> Tensor:
     Source: Wang et al., Score-CAM, CVPR Workshops 2020, equations 5 to 8 and algorithm 1. The score of the
     baseline image is common to all channels and leaves the softmax as it is.
     """
-    scores = access.rate_images(partial(_masked, access, site), site.layout.channels, "Score-CAM")
-    return _maps(site.activations, scores.softmax(0))
+    scores = runner.score_images(partial(_masked, runner, layer), layer.layout.channels, "Score-CAM")
+    return _maps(layer.activations, scores.softmax(0))
 
 
-def _masks(access: Access, site: Site, start: int, stop: int) -> Tensor:
+def _masks(runner: ModelRunner, layer: LayerOutput, start: int, stop: int) -> Tensor:
     """Returns (channels, N, 1, *size): some channels upsampled to the image and scaled to [0, 1]."""
-    size = access.images.shape[2:]
-    part = site.activations[:, start:stop].transpose(0, 1)
+    size = runner.images.shape[2:]
+    part = layer.activations[:, start:stop].transpose(0, 1)
     masks = unit(functional.interpolate(part, size, mode=INTERPOLATION[len(size)], align_corners=False))
-    return masks.unsqueeze(2).to(access.images.dtype)
+    return masks.unsqueeze(2).to(runner.images.dtype)
 
 
-def _masked(access: Access, site: Site, start: int, stop: int) -> Tensor:
-    return access.images * _masks(access, site, start, stop)
+def _masked(runner: ModelRunner, layer: LayerOutput, start: int, stop: int) -> Tensor:
+    return runner.images * _masks(runner, layer, start, stop)
 
 
-def ss_cam(access: Access, site: Site) -> Tensor:
+def ss_cam(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """SS-CAM: Score-CAM whose masks are blurred by noise, the score averaged over ten draws.
 
     Choose it where Score-CAM's maps hang on single pixels and there is ten times its time: ten forward passes per
@@ -94,11 +92,11 @@ def ss_cam(access: Access, site: Site) -> Tensor:
     """
 
     def noisy(start: int, stop: int, draw: int) -> Tensor:
-        masks = _masks(access, site, start, stop)
+        masks = _masks(runner, layer, start, stop)
         noise = [mask_noise(draw, channel, masks[0].shape) for channel in range(start, stop)]
-        return access.images * (masks + torch.stack(noise).to(masks))
+        return runner.images * (masks + torch.stack(noise).to(masks))
 
-    return _averaged(access, site, noisy, SS_DRAWS, "SS-CAM")
+    return _averaged(runner, layer, noisy, SS_DRAWS, "SS-CAM")
 
 
 def mask_noise(draw: int, channel: int, shape: torch.Size) -> Tensor:
@@ -107,7 +105,7 @@ def mask_noise(draw: int, channel: int, shape: torch.Size) -> Tensor:
     return SS_DEVIATION * torch.randn(shape, generator=generator)
 
 
-def is_cam(access: Access, site: Site) -> Tensor:
+def is_cam(runner: ModelRunner, layer: LayerOutput) -> Tensor:
     """IS-CAM: Score-CAM whose score is integrated from the hidden image to the masked one and beyond.
 
     Choose it where Score-CAM's scores saturate: ten forward passes per channel see the image at ten strengths. Its
@@ -119,25 +117,27 @@ def is_cam(access: Access, site: Site) -> Tensor:
     """
 
     def stronger(start: int, stop: int, step: int) -> Tensor:
-        return sum(range(1, step + 2)) / IS_STEPS * _masked(access, site, start, stop)
+        return sum(range(1, step + 2)) / IS_STEPS * _masked(runner, layer, start, stop)
 
-    return _averaged(access, site, stronger, IS_STEPS, "IS-CAM")
+    return _averaged(runner, layer, stronger, IS_STEPS, "IS-CAM")
 
 
-def _averaged(access: Access, site: Site, make: Callable[[int, int, int], Tensor], rounds: int, label: str) -> Tensor:
+def _averaged(
+    runner: ModelRunner, layer: LayerOutput, make: Callable[[int, int, int], Tensor], rounds: int, label: str
+) -> Tensor:
     """Score-CAM's maps from masked images (start, stop, round), each channel's score averaged over the rounds."""
-    channels = site.layout.channels
+    channels = layer.layout.channels
     found = [
-        access.rate_images(partial(_round, make, i), channels, f"{label}, {i + 1} of {rounds}") for i in range(rounds)
+        runner.score_images(partial(_round, make, i), channels, f"{label}, {i + 1} of {rounds}") for i in range(rounds)
     ]
-    return _maps(site.activations, torch.stack(found).mean(0).softmax(0))
+    return _maps(layer.activations, torch.stack(found).mean(0).softmax(0))
 
 
 def _round(make: Callable[[int, int, int], Tensor], i: int, start: int, stop: int) -> Tensor:
     return make(start, stop, i)
 
 
-def occlusion(access: Access) -> Tensor:
+def occlusion(runner: ModelRunner) -> Tensor:
     """Occlusion: how far the score falls when a window of the image is set to 0.
 
     Choose it to check any other map: it needs neither layer nor gradient, and does what it says. The window is
@@ -146,21 +146,21 @@ def occlusion(access: Access) -> Tensor:
 
     Source: Zeiler and Fergus, Visualizing and understanding convolutional networks, ECCV 2014, section 4.2.
     """
-    size = access.images.shape[2:]
-    windows = [(..., *window) for window in itertools.product(*map(_windows, size))]
+    size = runner.images.shape[2:]
+    windows = [(..., *window) for window in itertools.product(*map(occlusion_windows, size))]
 
     def hidden(start: int, stop: int) -> Tensor:
-        copies = access.images.expand(stop - start, *access.images.shape).clone()
+        copies = runner.images.expand(stop - start, *runner.images.shape).clone()
         for copy, window in zip(copies, windows[start:stop], strict=True):
             copy[window] = 0
         return copies
 
-    left = access.rate_images(hidden, len(windows), "Occlusion")
-    falls = (access.scores - left).relu().permute(1, 2, 0)
-    return falls.reshape(*falls.shape[:2], *(len(_windows(extent)) for extent in size))
+    left = runner.score_images(hidden, len(windows), "Occlusion")
+    falls = (runner.scores - left).relu().permute(1, 2, 0)
+    return falls.reshape(*falls.shape[:2], *(len(occlusion_windows(extent)) for extent in size))
 
 
-def _windows(extent: int) -> list[slice]:
+def occlusion_windows(extent: int) -> list[slice]:
     """Windows of a seventh of the extent that overlap by half and lie evenly from border to border."""
     width = max(1, round(extent / 7))
     count = 1 + max(0, round((extent - width) / max(1, width / 2)))

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from camwatch.cam.methods.fusion import fuse
 from camwatch.cam.methods.gradients import grad_cam_plus_plus
-from camwatch.cam.methods.runner import Access, Site
-from camwatch.cam.model.hooks import LayerCapture
+from camwatch.cam.methods.runner import ModelRunner
 
 
-def refine_cam(access: Access, sites: list[Site]) -> Tensor:
+def refine_cam(runner: ModelRunner) -> Tensor:
     """RefineCAM: the product of Grad-CAM++ at the deepest layer of every grid.
 
     Choose it for fine maps: the shallow layers give the resolution, the deep ones keep what belongs to the class.
@@ -21,11 +20,10 @@ def refine_cam(access: Access, sites: list[Site]) -> Tensor:
     Source: How to evaluate and refine your CAM, arXiv 2605.14641, as in torch-cam: each map scaled to [0, 1],
     upsampled to the finest, multiplied.
     """
-    modules, layouts = [site.module for site in sites], [site.layout for site in sites]
-    with LayerCapture(access.model, modules, size=access.images.shape[2:], layouts=layouts) as capture:
-        columns = access.rate(access.forward(access.images)).unbind(1)
+    with runner.capture() as capture:
+        columns = runner.score(runner.forward(runner.images)).unbind(1)
         maps: list[Tensor] = []
         for column in columns:
             pairs = zip(capture.activations, capture.gradients(column), strict=True)
-            maps.append(fuse([grad_cam_plus_plus(a, g) for a, g in pairs], "product", access.images.ndim - 2))
+            maps.append(fuse([grad_cam_plus_plus(a, g) for a, g in pairs], "product", runner.images.ndim - 2))
     return torch.stack(maps, dim=1)

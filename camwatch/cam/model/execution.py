@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,16 +14,45 @@ from camwatch.cam.model.modules import channels_last
 from camwatch.errors import InputError
 from camwatch.isolation import eval_mode, isolate_rng, plain_execution
 
+Forward = Callable[[Any, Tensor], Any]
 
-class _Call(nn.Module):
-    """Runs a function while ``functional_call`` holds other tensors in the model's parameters."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+def check_images(images: Tensor) -> None:
+    """Raises InputError for anything but floating images, one or more."""
+    if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point() or not len(images):
+        arrived = (
+            f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        )
+        raise InputError(f"images must be a floating tensor (N, C, H, W), N >= 1, as the model takes it; got {arrived}")
 
-    def forward(self, function: Callable[[], Any]) -> Any:
-        return function()
+
+@contextmanager
+def isolated_evaluation(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, run eagerly, the random states put back: the outermost context of a call.
+
+    Example:
+        >>> net = nn.Dropout()
+        >>> with isolated_evaluation(net):
+        ...     net.training
+        False
+    """
+    with plain_execution(), isolate_rng(), eval_mode(model):
+        yield
+
+
+def prepare(model: nn.Module, images: Tensor) -> Tensor:
+    """Moves images to the model's device and, outside autocast, to its dtype, as a normal tensor."""
+    reference = next((p for p in model.parameters() if p.is_floating_point()), images)
+    device = reference.device
+    dtype = images.dtype if torch.is_autocast_enabled(device.type) else reference.dtype
+    moved = images.detach().to(device=device, dtype=dtype)
+    return moved.clone() if moved.is_inference() else moved
+
+
+def call_plainly(model: Any, images: Tensor) -> Any:
+    """How a model is called where nothing else is said; a Keras model takes (N, H, W, C)."""
+    turned = hasattr(model, "_flatten_layers") and any(channels_last(layer) for layer in model._flatten_layers())
+    return model(images.movedim(1, -1) if turned else images)
 
 
 def run_detached(
@@ -64,16 +93,20 @@ def run_detached(
         return torch.func.functional_call(_Call(model), swapped, (function,), tie_weights=False)
 
 
+class _Call(nn.Module):
+    """Runs a function while ``functional_call`` holds other tensors in the model's parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+
 def _usable(tensor: Tensor) -> Tensor:
     """The tensor without a graph; cloned in inference mode, whose tensors no backward pass can save."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-class _KeepGradients(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled:
-            args = (True,)
-        return func(*args, **(kwargs or {}))
 
 
 def through_no_grad(function: Callable[[], Any]) -> Any:
@@ -84,6 +117,13 @@ def through_no_grad(function: Callable[[], Any]) -> Any:
     """
     with _KeepGradients():
         return function()
+
+
+class _KeepGradients(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:
+            args = (True,)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -124,39 +164,3 @@ def without_recomputation() -> Iterator[None]:
     finally:
         for name, original in originals.items():
             setattr(checkpoint, name, original)
-
-
-Forward = Callable[[Any, Tensor], Any]
-
-
-def call_plainly(model: Any, images: Tensor) -> Any:
-    """How a model is called where nothing else is said; a Keras model takes (N, H, W, C)."""
-    turned = hasattr(model, "_flatten_layers") and any(channels_last(layer) for layer in model._flatten_layers())
-    return model(images.movedim(1, -1) if turned else images)
-
-
-def check_images(images: Tensor) -> None:
-    """Raises InputError for anything but floating images, one or more."""
-    if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point() or not len(images):
-        arrived = (
-            f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        )
-        raise InputError(f"images must be a floating tensor (N, C, H, W), N >= 1, as the model takes it; got {arrived}")
-
-
-class Neutral(ExitStack):
-    """A model in evaluation mode, without a trace of what runs inside: the engine's outer context."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        for context in (plain_execution(), isolate_rng(), eval_mode(model)):
-            self.enter_context(context)
-
-
-def prepare(model: nn.Module, images: Tensor) -> Tensor:
-    """Moves images to the model's device and, outside autocast, to its dtype, as a normal tensor."""
-    reference = next((p for p in model.parameters() if p.is_floating_point()), images)
-    device = reference.device
-    dtype = images.dtype if torch.is_autocast_enabled(device.type) else reference.dtype
-    moved = images.detach().to(device=device, dtype=dtype)
-    return moved.clone() if moved.is_inference() else moved

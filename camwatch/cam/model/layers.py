@@ -1,4 +1,4 @@
-"""Which layer to explain: found by one dry pass over one image, not by a table of names."""
+"""Which layer to explain: found by tracing one image, not by a table of names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from camwatch.cam.model.execution import (
     Forward,
-    Neutral,
     call_plainly,
     check_images,
+    isolated_evaluation,
     prepare,
     run_detached,
 )
@@ -23,7 +23,7 @@ from camwatch.cam.model.layout import Grid, Layout
 from camwatch.cam.model.modules import unwrap
 from camwatch.cam.model.nested import tensors
 from camwatch.cam.model.targets import class_scores, predicted_classes, score
-from camwatch.cam.model.trace import DryPass, Visit
+from camwatch.cam.model.trace import ModuleCall, trace_model
 from camwatch.errors import LayerError, TargetError
 
 LayerName = str | nn.Module
@@ -47,7 +47,7 @@ def layers(model: nn.Module, images: Tensor, *, forward: Forward | None = None) 
     """
     check_images(images)
     model = unwrap(model)
-    with Neutral(model):
+    with isolated_evaluation(model):
         sample = prepare(model, images[:1])
         found: list[Layer] = run_detached(
             model, lambda: find_layers(model, sample, forward or call_plainly), change=without_zero_weights
@@ -112,25 +112,25 @@ def find_layers(model: nn.Module, images: Tensor, forward: Callable[[nn.Module, 
         LayerError: No layer has a spatial grid.
     """
     image, size = images[:1], tuple(images.shape[2:])
-    dry_pass = DryPass(model, image, forward)
+    trace = trace_model(model, image, forward)
     try:
-        scores: Tensor | None = class_scores(dry_pass.output)
+        scores: Tensor | None = class_scores(trace.output)
     except TargetError:
         scores = None
-    dry_pass.differentiate(_total(dry_pass.output, scores))
-    visits = dry_pass.visits
-    alive = [visit for visit in visits if visit.alive]
-    default = _default(visits, alive, scores)
+    trace.differentiate(_total(trace.output, scores))
+    calls = trace.calls
+    alive = [call for call in calls if call.alive]
+    default = _default(calls, alive, scores)
     if default is None:
         raise LayerError(
             f"no layer of {type(model).__name__} has a spatial grid with a gradient on images of {size}, among "
-            f"{len(visits)} outputs with three axes or more; name a layer with layer=, or use larger images"
+            f"{len(calls)} outputs with three axes or more; name a layer with layer=, or use larger images"
         )
     found: dict[str, Layer] = {}
-    for visit in alive:
-        assert visit.layout is not None
-        found.pop(visit.name, None)  # the last call counts
-        found[visit.name] = Layer(visit.name, visit.layout.grid, visit.layout.channels, visit is default, visit.layout)
+    for call in alive:
+        assert call.layout is not None
+        found.pop(call.name, None)  # the last call counts
+        found[call.name] = Layer(call.name, call.layout.grid, call.layout.channels, call is default, call.layout)
     return list(found.values())
 
 
@@ -152,8 +152,8 @@ def _total(output: Any, scores: Tensor | None) -> Tensor:
     return torch.stack(floating).sum() if floating else torch.zeros(())
 
 
-def _default(visits: list[Visit], alive: list[Visit], scores: Tensor | None) -> Visit | None:
-    readers = _readers(visits)
+def _default(calls: list[ModuleCall], alive: list[ModuleCall], scores: Tensor | None) -> ModuleCall | None:
+    readers = _readers(calls)
     usable = [v for v in alive if not _passes_on(v) and not any(v.name.startswith(f"{r}.") for r in readers)]
     chosen = [v for v in usable if not _is_score_map(v, scores)] or usable
     if chosen and scores is None:  # a detector: what is behind its backbone scores boxes
@@ -163,46 +163,46 @@ def _default(visits: list[Visit], alive: list[Visit], scores: Tensor | None) -> 
     return chosen[-1] if chosen else None
 
 
-def _readers(visits: list[Visit]) -> list[str]:
+def _readers(calls: list[ModuleCall]) -> list[str]:
     """Modules that read the cells for the last time: their input's cells matter, their output's do not.
 
     The output has the input's form, or that of a single token, so that this is a class token's attention,
     and no pooling. A module around such a module is left out.
     """
 
-    def reads(visit: Visit) -> bool:
-        forms = [visit.inputs[index] for index in visit.inputs_read]
-        return any(len(f) == len(visit.output) and visit.output[1] in (1, f[1]) for f in forms)
+    def reads(call: ModuleCall) -> bool:
+        forms = [call.inputs[index] for index in call.inputs_read]
+        return any(len(f) == len(call.output) and call.output[1] in (1, f[1]) for f in forms)
 
-    found = [visit.name for visit in visits if not visit.alive and reads(visit)]
+    found = [call.name for call in calls if not call.alive and reads(call)]
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 
 
-def _passes_on(visit: Visit) -> bool:
+def _passes_on(call: ModuleCall) -> bool:
     """Whether the module handed on its input, or only made its grid finer."""
-    if visit.rearranged:
+    if call.rearranged:
         return True
-    layout = visit.layout
+    layout = call.layout
     if layout is None or layout.channel_axis != 1 or layout.prefix is not None:
         return False
-    if any(True for _ in visit.module.parameters()):
+    if any(True for _ in call.module.parameters()):
         return False
-    before = [i.grid if i else s[2:] for i, s in zip(visit.input_layouts, visit.inputs, strict=True)]
+    before = [i.grid if i else s[2:] for i, s in zip(call.input_layouts, call.inputs, strict=True)]
     return any(len(g) == len(layout.grid) and any(map(operator.gt, layout.grid, g)) for g in before)
 
 
-def _is_score_map(visit: Visit, scores: Tensor | None) -> bool:
+def _is_score_map(call: ModuleCall, scores: Tensor | None) -> bool:
     """Whether the scores follow from it pointwise or by pooling: one class, one channel."""
-    channels = visit.layout.channels if visit.layout is not None else None
-    return scores is not None and channels == scores.shape[1] and visit.channels_read <= 1
+    channels = call.layout.channels if call.layout is not None else None
+    return scores is not None and channels == scores.shape[1] and call.channels_read <= 1
 
 
-def _cells(visit: Visit) -> int:
-    return math.prod(visit.layout.grid) if visit.layout is not None else 0
+def _cells(call: ModuleCall) -> int:
+    return math.prod(call.layout.grid) if call.layout is not None else 0
 
 
-def _backbone(usable: list[Visit], cells: int | None) -> list[Visit]:
-    """The visits of the first top-level branch, or of the first that has a grid of so many cells."""
+def _backbone(usable: list[ModuleCall], cells: int | None) -> list[ModuleCall]:
+    """The calls of the first top-level branch, or of the first that has a grid of so many cells."""
     prefix = ""
     while True:  # descend while a single child holds everything
         branches = {v.name[len(prefix) :].split(".")[0] for v in usable if v.name.startswith(prefix)}

@@ -5,19 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
 
 def join_outputs(outputs: list[Any]) -> Any:
     """Joins what the model returned for consecutive batches, tensor by tensor."""
-    from camwatch.cam.model.nested import replace_tensors, tensors
-
     if isinstance(outputs[0], list) and not any(isinstance(o, Tensor) for o in outputs[0]):
         return [item for output in outputs for item in output]  # a detector's list of results per image
     streams = zip(*[list(tensors(output)) for output in outputs], strict=True)
@@ -25,7 +20,7 @@ def join_outputs(outputs: list[Any]) -> Any:
     return replace_tensors(outputs[0], lambda _: next(joined))
 
 
-def _rows(output: Any, rows: list[int], total: int) -> Any:
+def rows_of(output: Any, rows: list[int], total: int) -> Any:
     """Picks images from an output: rows of its tensors, or items of a detector's list of results."""
     if isinstance(output, list) and len(output) == total and not any(isinstance(item, Tensor) for item in output):
         return [output[row] for row in rows]

@@ -31,7 +31,7 @@ class PerImage(ABC):
         """Returns the target of some of the images."""
 
     @abstractmethod
-    def settled(self, output: Any) -> PerImage:
+    def resolved(self, output: Any) -> PerImage:
         """Returns the target that asks for the same classes whatever the model returns next."""
 
 
@@ -42,15 +42,15 @@ def select(target: Target, rows: slice) -> Target:
     return target[rows] if isinstance(target, Tensor) else target
 
 
-def settle(output: Any, target: Target) -> Target:
+def resolve_target(output: Any, target: Target) -> Target:
     """Returns the target that asks for the same classes whatever the model returns next.
 
     Example:
-        >>> settle(torch.tensor([[0.1, 2.0]]), "predicted")
+        >>> resolve_target(torch.tensor([[0.1, 2.0]]), "predicted")
         tensor([1])
     """
     if isinstance(target, PerImage):
-        return target.settled(output)
+        return target.resolved(output)
     return predicted_classes(output) if isinstance(target, str) else target
 
 

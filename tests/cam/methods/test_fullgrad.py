@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -12,16 +10,16 @@ from torch.nn import functional
 
 from camwatch import explain
 from camwatch.cam.methods.fullgrad import added_bias, full_gradients
-from camwatch.cam.methods.runner import Access
+from camwatch.cam.methods.runner import ModelRunner
 from camwatch.errors import LayerError
 from tests.cam.methods.test_gradients import build
 from tests.support.cam_nets import Staged
 
 
-def access(model: nn.Module, images: Tensor) -> Access:
-    with torch.no_grad():
-        output = model(images)
-    return Access(model.requires_grad_(False), images, output, partial(model), lambda out: out.float())
+def runner(model: nn.Module, images: Tensor) -> ModelRunner:
+    found = ModelRunner(model.requires_grad_(False), images, lambda output: output, model)
+    found.fix_target()
+    return found
 
 
 def relus(last: bool = False) -> nn.Module:
@@ -46,7 +44,7 @@ def relus(last: bool = False) -> nn.Module:
 @pytest.mark.parametrize("last", [False, True])
 def test_full_gradients_add_up_to_the_score(last: bool) -> None:
     model, images = relus(last), torch.randn(3, 3, 15, 15)
-    parts = full_gradients(access(model, images))
+    parts = full_gradients(runner(model, images))
     totals = [pixels.flatten(1).sum(1) + sum(share.flatten(1).sum(1) for share in shares) for pixels, shares in parts]
     torch.testing.assert_close(torch.stack(totals, 1), model(images), rtol=1e-4, atol=1e-5)
 
@@ -62,7 +60,7 @@ def test_full_gradients_count_a_shared_layer_at_each_call() -> None:
 
     torch.manual_seed(0)
     model, images = Shared(), torch.randn(2, 3, 8, 8)
-    (pixels, shares), _ = full_gradients(access(model, images))
+    (pixels, shares), _ = full_gradients(runner(model, images))
     total = pixels.flatten(1).sum(1) + sum(share.flatten(1).sum(1) for share in shares)
     torch.testing.assert_close(total, model(images)[:, 0])
 

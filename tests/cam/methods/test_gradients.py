@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from camwatch.cam.engine import explain
-from camwatch.cam.methods.gradients import GRADIENT_METHODS, xgrad_cam
+from camwatch.cam.methods.gradients import xgrad_cam
+from camwatch.cam.methods.registry import METHODS
 from camwatch.cam.model.hooks import LayerCapture
 
+FUNCTIONS = {  # of activations and gradients
+    name: function
+    for name, method in METHODS.items()
+    if (function := inspect.unwrap(method.maps)).__module__ == "camwatch.cam.methods.gradients"
+}
 LAYERS = {"resnet18": "layer4", "vgg16_bn": "features.42", "mobilenet_v3_small": "features.12"}
 PIXELS = {"resnet18": 96, "vgg16_bn": 64, "mobilenet_v3_small": 128}
 
@@ -92,7 +99,7 @@ def test_gradient_method_equals_the_papers_equation(name: str, seed: int, axes: 
     shape = (2, 3, *[2, 3, 2][:axes])
     a = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.01
     g = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-    maps = GRADIENT_METHODS[name](a.float(), g.float())
+    maps = FUNCTIONS[name](a.float(), g.float())
     assert maps.shape == (2, *shape[2:])
     for i in range(2):
         expected = reference(name, a[i].flatten(1).numpy(), g[i].flatten(1).numpy())
@@ -102,22 +109,22 @@ def test_gradient_method_equals_the_papers_equation(name: str, seed: int, axes: 
         assert np.all(np.abs(found - expected) <= 1e-5 * (parts.max() + expected.max()))
 
 
-@pytest.mark.parametrize("name", sorted(GRADIENT_METHODS))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_gradient_method_gives_zeros_for_dead_activations(name: str, axes: int) -> None:
     zeros = torch.zeros(2, 3, *[4] * axes)
-    assert torch.equal(GRADIENT_METHODS[name](zeros, zeros), torch.zeros(2, *[4] * axes))
+    assert torch.equal(FUNCTIONS[name](zeros, zeros), torch.zeros(2, *[4] * axes))
 
 
-@pytest.mark.parametrize("name", sorted(GRADIENT_METHODS))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_gradient_method_keeps_images_apart_and_shows_nan_as_nan(name: str) -> None:
     torch.manual_seed(0)
     a, g = torch.rand(3, 4, 5, 5), torch.randn(3, 4, 5, 5)
-    together = GRADIENT_METHODS[name](a, g)
+    together = FUNCTIONS[name](a, g)
     for i in range(3):
-        torch.testing.assert_close(GRADIENT_METHODS[name](a[i : i + 1], g[i : i + 1])[0], together[i])
+        torch.testing.assert_close(FUNCTIONS[name](a[i : i + 1], g[i : i + 1])[0], together[i])
     a[1], g[1] = torch.nan, torch.nan
-    maps = GRADIENT_METHODS[name](a, g)
+    maps = FUNCTIONS[name](a, g)
     if name != "fem":  # a comparison with NaN is false everywhere: weight 0, times NaN
         torch.testing.assert_close(maps[[0, 2]], together[[0, 2]])
     assert maps[1].isnan().all()

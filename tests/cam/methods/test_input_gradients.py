@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camwatch.cam.engine import explain
-from camwatch.cam.methods.masking import _windows
+from camwatch.cam.methods.masking import occlusion_windows
 from camwatch.errors import InputError, LayerError, UnsupportedError
 
 captum = pytest.importorskip("captum.attr")
@@ -100,7 +100,7 @@ def test_occlusion_equals_captum(images: Tensor) -> None:
 
 @pytest.mark.parametrize("extent", [1, 2, 5, 7, 14, 40, 97, 224])
 def test_occlusion_windows_cover_every_pixel(extent: int) -> None:
-    windows = _windows(extent)
+    windows = occlusion_windows(extent)
     assert {pixel for window in windows for pixel in range(extent)[window]} == set(range(extent))
     assert len({window.start for window in windows}) == len(windows)
 

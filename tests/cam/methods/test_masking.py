@@ -122,7 +122,7 @@ def test_perturbation_explains_the_class_first_predicted(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["ablationcam", "scorecam"])
-def test_perturbation_rates_by_a_callable_that_knows_the_images_order(method: str) -> None:
+def test_perturbation_scores_by_a_callable_that_knows_the_images_order(method: str) -> None:
     torch.manual_seed(2)
     model, images, labels = Net("add"), torch.randn(4, 3, 6, 6), torch.tensor([4, 0, 1, 1])
     by_callable = explain(model, images, layer="body", target=lambda o: o[torch.arange(4), labels], method=method)
