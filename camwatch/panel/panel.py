@@ -41,6 +41,7 @@ class Panel:
         RegionError: A region does not fit its image.
 
     Example:
+        >>> import torch
         >>> panel = Panel(torch.rand(2, 3, 8, 8), [0, 1], regions=[[(0, 0, 4, 4)], None])
         >>> panel
         Panel(2 images of 3 x 8 x 8, 1 with a region, 2 classes)
@@ -212,6 +213,7 @@ class Panel:
         """Returns checksums by which another panel is recognized: of images, labels and regions.
 
         Example:
+            >>> import torch
             >>> one, other = Panel(torch.zeros(1, 1, 4, 4), [0]), Panel(torch.zeros(1, 1, 4, 4), [1])
             >>> [key for key, value in one.describe().items() if value != other.describe()[key]]
             ['labels']
