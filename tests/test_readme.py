@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from camwatch.cli import entry
-from camwatch.cli.options import commands
+from camwatch.cli.entry import commands
 from tests.support.nets import data, loader
 
 ROOT = Path(__file__).parent.parent

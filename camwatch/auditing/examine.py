@@ -16,7 +16,7 @@ from camwatch.auditing.verdicts import COLUMNS, UNMEASURED, UNREADABLE, Row, jud
 from camwatch.errors import CamwatchWarning, InputError, RegionError, TargetError
 from camwatch.metrics.table import AUDITED, measure_maps
 from camwatch.panel.batch import split_sample
-from camwatch.regions.annotations import entries, without_empty
+from camwatch.regions.annotations import drop_empty, per_image_regions
 from camwatch.regions.regions import Regions
 from camwatch.run import Answers, RunConfig, explain_images
 
@@ -172,7 +172,7 @@ def _regions(given: Any, n: int, size: tuple[int, int]) -> tuple[Regions | None,
     """Makes regions of a batch's; an entry that does not fit its image is left out, and why is returned."""
     if given is None:
         return None, {}
-    listed, faulty = entries(given, n), dict[int, str]()
+    listed, faulty = per_image_regions(given, n), dict[int, str]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CamwatchWarning)  # such rows say "not measurable"
         try:
@@ -187,5 +187,5 @@ def _regions(given: Any, n: int, size: tuple[int, int]) -> tuple[Regions | None,
 
 
 def _coerce(listed: list[Any], size: tuple[int, int]) -> Regions | None:
-    kept = without_empty(listed)
+    kept = drop_empty(listed)
     return None if kept is None else Regions.coerce(kept, len(listed), size)

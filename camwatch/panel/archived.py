@@ -9,6 +9,7 @@ from typing import Any
 from camwatch.archive.reading import ArchivedRun
 from camwatch.panel.files import match_regions
 from camwatch.regions.annotations import ZONES
+from camwatch.regions.readers.formats import read_regions
 from camwatch.regions.regions import Regions
 
 
@@ -17,8 +18,9 @@ def regions_of(run: ArchivedRun, given: Any) -> Regions:
 
     Args:
         run: The archive.
-        given: One entry per image as ``Regions.coerce`` takes them, a mapping from image id (or its file's name) to
-            entry, or a COCO JSON file.
+        given: One entry per image as ``Regions.coerce`` takes them, a mapping from image id (or its file's name)
+            to entry, or the path of annotations in any format of
+            ``camwatch.regions.readers.formats``.
 
     Raises:
         RegionError: A region does not fit its image.
@@ -26,9 +28,7 @@ def regions_of(run: ArchivedRun, given: Any) -> Regions:
     """
     ids, size = run.panel["ids"], (int(run.run["size"][0]), int(run.run["size"][1]))
     if isinstance(given, (str, Path)):
-        from camwatch.regions.readers import coco
-
-        given = coco.read(given)
+        given = read_regions(given)
     if isinstance(given, Mapping) and not set(given) <= set(ZONES):
         given = match_regions(ids, given, run.panel["labels"])
     return Regions.coerce(given, len(ids), size)

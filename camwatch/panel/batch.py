@@ -92,27 +92,57 @@ def _target(item: Any, n: int) -> tuple[Tensor | None, Any | None]:
         return _first_found(marked + [_target(item[key], n) for key in LABEL_KEYS if key in item])
     if is_tv(item, "BoundingBoxes") or is_tv(item, "Mask"):
         return None, item
-    if isinstance(item, (Tensor, np.ndarray)):
+    if _is_array(item) and item.ndim:
         values = torch.as_tensor(item)
         boxes = values.ndim == 2 and values.shape[1] == 4 and bool((values > 1).any())
         return (None, item) if boxes or values.ndim > 2 else (_labels(values, n), None)
-    if not isinstance(item, (list, tuple)) or not item or any(isinstance(value, str) for value in item):
+    if not isinstance(item, (list, tuple)) or not item:
         return None, None
-    first = item[0]
-    if isinstance(first, Tensor) and first.shape == (n,) and (len(item) != n or item[-1].ndim > 2):
-        return _first_found([_target(value, n) for value in item])  # (labels, masks) side by side
-    if len(item) != n:
-        return None, None
-    if all(isinstance(value, Mapping) and not set(value) <= set(ZONES) for value in item):
-        labels, regions = zip(*[_objects(value) for value in item], strict=True)
+    if _begins_with_labels(item, n):
+        return _first_found([_target(value, n) for value in item])
+    return _per_image(item) if len(item) == n else (None, None)
+
+
+def _begins_with_labels(item: Sequence[Any], n: int) -> bool:
+    """Whether a list holds the labels of n images and what stands beside them, not one entry per image."""
+    first, *others = item
+    if not _are_numbers(first) or is_tv(first, "BoundingBoxes") or np.shape(first) not in ((n,), (n, 1)):
+        return False
+    # Four numbers may be a box, and a list of four, with one for each of four images, begin with one.
+    boxes = n == len(item) == 4 and all(_may_be_region(value) and getattr(value, "ndim", 0) < 3 for value in others)
+    return not boxes
+
+
+def _per_image(item: Sequence[Any]) -> tuple[Tensor | None, Any | None]:
+    """Returns the labels and the regions in a list with one entry per image."""
+    objects = [isinstance(value, Mapping) and not (value and set(value) <= set(ZONES)) for value in item]
+    if any(objects) and all(value is None or known for value, known in zip(item, objects, strict=True)):
+        labels, regions = zip(*[_objects(value or {}) for value in item], strict=True)
         return (
             None if None in labels else torch.tensor(labels),
             None if all(region is None for region in regions) else list(regions),
         )
-    if all(isinstance(value, (int, float, np.generic, Tensor)) and np.ndim(value) == 0 for value in item):
-        return _labels(torch.as_tensor(item), n), None
-    known = (Mapping, Tensor, np.ndarray, list, type(None))
-    return None, (item if all(isinstance(value, known) for value in item) else None)
+    if all(_is_number(value) for value in item):
+        return _labels(torch.as_tensor(item), len(item)), None
+    return None, (item if all(_may_be_region(value) for value in item) else None)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number, np.bool_)) or (_is_array(value) and value.ndim == 0)
+
+
+def _are_numbers(value: Any) -> bool:
+    return _is_array(value) or (isinstance(value, (list, tuple)) and all(_is_number(part) for part in value))
+
+
+def _may_be_region(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return _are_numbers(value) or all(_may_be_region(part) for part in value)
+    return value is None or isinstance(value, Mapping) or (_is_array(value) and value.ndim > 0)
 
 
 def _first_found(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -125,7 +155,7 @@ def _objects(target: Mapping[str, Any]) -> tuple[int | None, Any | None]:
     """Returns the label that one image's objects share, None if they do not, and its region."""
     region = next((target[key] for key in REGION_KEYS if target.get(key) is not None), None)
     classes = next((target[key] for key in LABEL_KEYS if target.get(key) is not None), ())
-    shared = set(torch.as_tensor(classes).flatten().tolist())
+    shared = set(torch.as_tensor(classes).flatten().tolist()) if _are_numbers(classes) else set()
     return (int(shared.pop()) if len(shared) == 1 else None), region
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from camwatch.errors import PanelError
 from camwatch.isolation import isolate_rng
-from camwatch.panel.normalization import _walk
+from camwatch.panel.normalization import walk
 
 # At most so many samples are read to learn their labels.
 READ_AT_MOST = 512
@@ -113,7 +113,7 @@ def _paths(dataset: Any) -> list[str] | None:
 
 def class_names(dataset: Any) -> list[str] | None:
     """Returns the class names that a data set carries as ``classes``, through the usual wrappers."""
-    for part in _walk(dataset, ("dataset", "datasets")):
+    for part in walk(dataset, ("dataset", "datasets")):
         names = getattr(part, "classes", None)
         if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
             return list(names)

@@ -17,7 +17,7 @@ from camwatch.panel.dataset import choose, class_names, sample_ids
 from camwatch.panel.normalization import find_normalization
 from camwatch.panel.panel import Panel
 from camwatch.panel.readable import Readable, warn_of_unreadable, without_failures
-from camwatch.regions.annotations import entries, without_empty
+from camwatch.regions.annotations import drop_empty, per_image_regions
 
 
 def draw(
@@ -118,7 +118,7 @@ def gather(
                 raise PanelError(f"the images of a panel must have one size, got (C, H, W) of {sizes}")
             labels = None if labels is None or found[1] is None else [*labels, found[1].detach().cpu()]
             k = len(images[-1])
-            regions += [None] * k if found[2] is None else entries(found[2], k)
+            regions += [None] * k if found[2] is None else per_image_regions(found[2], k)
             count += k
             if count >= n:
                 break
@@ -131,7 +131,7 @@ def gather(
         return Panel(
             joined,
             classes,
-            without_empty(regions[:n]),
+            drop_empty(regions[:n]),
             class_names=names if fits else None,
             ids=None if ids is None else ids(),
             denormalize=known if known is not None and len(known[0]) in (1, bands) else None,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from camwatch.errors import PanelError
-from camwatch.regions.annotations import warn_cut, without_empty, zone_masks
+from camwatch.regions.annotations import drop_empty, warn_cut, zone_masks
 from camwatch.regions.readers.base import FileRegions
 
 
@@ -50,7 +50,7 @@ def read_aligned(
             f"the images of a panel must have one size, got (C, H, W) of {sorted(sizes)}; "
             "resize or crop them with transform="
         )
-    return torch.stack(images), without_empty(moved)
+    return torch.stack(images), drop_empty(moved)
 
 
 def match_regions(paths: Sequence[Any], regions: Any, labels: Any) -> list[Any]:
@@ -65,7 +65,7 @@ def match_regions(paths: Sequence[Any], regions: Any, labels: Any) -> list[Any]:
         if len(regions) != len(paths):
             raise PanelError(f"expected one region per file, {len(paths)} in all, got {len(regions)}")
         return list(regions)
-    names = [next((name for name in _names(path) if name in regions), None) for path in paths]
+    names = [find_name(path, regions) for path in paths]
     if not any(names):
         raise PanelError(
             f"none of {len(paths)} files, such as {os.fspath(paths[0])!r}, has a region among the "
@@ -77,11 +77,16 @@ def match_regions(paths: Sequence[Any], regions: Any, labels: Any) -> list[Any]:
     return [None if name is None else regions.of(name, int(label)) for name, label in pairs]
 
 
-def _names(path: Any) -> list[str]:
-    """Returns a path's names, most specific first: with ever fewer folders, then without its suffix."""
+def find_name(path: Any, names: Container[str]) -> str | None:
+    """Returns what a file goes by among names: its path with ever fewer folders, then the same without suffix.
+
+    Example:
+        >>> find_name("photos/cats/1.jpg", {"1.jpg", "cats/1"}), find_name("photos/cats/1.jpg", {"2.jpg"})
+        ('1.jpg', None)
+    """
     parts = os.fspath(path).replace(os.sep, "/").split("/")
     tails = ["/".join(parts[i:]) for i in range(len(parts))]
-    return tails + [os.path.splitext(tail)[0] for tail in tails]
+    return next((name for name in [*tails, *(os.path.splitext(tail)[0] for tail in tails)] if name in names), None)
 
 
 def _joint(transform: Any, needed: bool) -> Callable[[Any, dict[str, Tensor | None]], tuple[Tensor, Any]]:

@@ -24,16 +24,22 @@ def find_normalization(source: Any) -> tuple[tuple[float, ...], tuple[float, ...
         ((0.5,), (0.25,))
     """
     inside = ("transforms", "transform", "image_processor", "processor", "dataset", "datasets")
-    for part in _walk(source, inside):
+    for part in walk(source, inside):
         for mean, std in (("mean", "std"), ("image_mean", "image_std")):
-            found = _numbers(getattr(part, mean, None)), _numbers(getattr(part, std, None))
+            found = numbers(getattr(part, mean, None)), numbers(getattr(part, std, None))
             if found[0] and found[1] and min(found[1]) > 0 and getattr(part, "do_normalize", True):
                 scale = 255.0 if max(found[0]) > 1 else 1.0
                 return tuple(v / scale for v in found[0]), tuple(v / scale for v in found[1])
     return None
 
 
-def _numbers(given: Any) -> list[float]:
+def numbers(given: Any) -> list[float]:
+    """Returns what may be statistics as a flat list; empty where it holds no numbers.
+
+    Example:
+        >>> numbers((0.5, 1)), numbers("mean")
+        ([0.5, 1.0], [])
+    """
     if given is None or callable(given):
         return []
     try:
@@ -42,7 +48,7 @@ def _numbers(given: Any) -> list[float]:
         return []
 
 
-def _walk(source: Any, names: Sequence[str], depth: int = 8) -> Iterator[Any]:
+def walk(source: Any, names: Sequence[str], depth: int = 8) -> Iterator[Any]:
     """Yields an object and, outermost first, what it holds under the given attributes."""
     if source is None or isinstance(source, (str, bytes, torch.Tensor)) or depth == 0:
         return
@@ -50,10 +56,10 @@ def _walk(source: Any, names: Sequence[str], depth: int = 8) -> Iterator[Any]:
         source = list(source.values())
     if isinstance(source, (list, tuple, torch.nn.Sequential)):
         for item in source:
-            yield from _walk(item, names, depth - 1)
+            yield from walk(item, names, depth - 1)
         return
     yield source
     for name in names:
         inner = getattr(source, name, None)
         if inner is not None and inner is not source:
-            yield from _walk(inner, names, depth - 1)
+            yield from walk(inner, names, depth - 1)

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from camwatch.descriptions import fingerprint
-from camwatch.errors import InputError, PanelError
+from camwatch.errors import PanelError
+from camwatch.panel.arguments import Statistics, own_images, own_labels, own_regions, shown_bands, statistics
+from camwatch.panel.files import read_aligned
+from camwatch.panel.normalization import find_normalization
 from camwatch.regions.regions import Regions
 
 if TYPE_CHECKING:
     from camwatch.archive.reading import ArchivedRun
 
 STATE = ("images", "labels", "regions", "class_names", "ids", "denormalize", "rgb")
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -40,6 +41,7 @@ class Panel:
         RegionError: A region does not fit its image.
 
     Example:
+        >>> import torch
         >>> panel = Panel(torch.rand(2, 3, 8, 8), [0, 1], regions=[[(0, 0, 4, 4)], None])
         >>> panel
         Panel(2 images of 3 x 8 x 8, 1 with a region, 2 classes)
@@ -65,19 +67,19 @@ class Panel:
         denormalize: tuple[Any, Any] | None = None,
         rgb: Sequence[int] = (0, 1, 2),
     ) -> None:
-        images = _images(images)
+        images = own_images(images)
         n, bands, size = len(images), int(images.shape[1]), (int(images.shape[2]), int(images.shape[3]))
         names = None if class_names is None else tuple(str(name) for name in class_names)
         if ids is not None and len(ids) != n:
             raise PanelError(f"expected one id per image, {n} in all, got {len(ids)}")
         fields = {
             "images": images,
-            "labels": None if labels is None else _labels(labels, n, names),
-            "regions": None if regions is None else Regions.coerce(regions, n, size),
+            "labels": None if labels is None else own_labels(labels, n, names),
+            "regions": None if regions is None else own_regions(regions, n, size),
             "class_names": names,
             "ids": tuple(str(i) for i in (range(n) if ids is None else ids)),
-            "denormalize": None if denormalize is None else _statistics(denormalize, bands),
-            "rgb": _bands(rgb, bands),
+            "denormalize": None if denormalize is None else statistics(denormalize, bands),
+            "rgb": shown_bands(rgb, bands),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -129,9 +131,6 @@ class Panel:
                 cannot move regions.
             RegionError: A region does not fit its file.
         """
-        from camwatch.panel.files import read_aligned
-        from camwatch.panel.normalization import find_normalization
-
         images, aligned = read_aligned(paths, transform, regions, labels)
         return cls(
             images,
@@ -149,11 +148,11 @@ class Panel:
 
         Args:
             run: As ``load_archive`` returns it, or the archive's folder.
-            regions: One entry per image, a mapping from image id to entry, or a COCO JSON file, on the pixels of the
-                images as the model takes them; None: those of the run.
+            regions: One entry per image, a mapping from image id to entry, or the path of an annotation file, on the
+                pixels of the images as the model takes them; None: those of the run.
 
         Raises:
-            PanelError: The archive has no images, because they were not to be stored.
+            PanelError: The archive has no images, because they were not to be stored, or no image has a region.
             RegionError: A region does not fit its image.
         """
         from camwatch.archive.tensors import load_archive
@@ -163,11 +162,9 @@ class Panel:
         if run.panel.get("images") is None:
             raise PanelError(f"the archive {run.path} has no images: they were not stored (store_images=False)")
         own = cls.from_state({key: run.panel.get(key) for key in STATE})
-        return (
-            own
-            if regions is None
-            else cls.from_state({**own.state_dict(), "regions": regions_of(run, regions).state_dict()})
-        )
+        if regions is None:
+            return own
+        return cls.from_state({**own.state_dict(), "regions": regions_of(run, regions).state_dict()})
 
     def __len__(self) -> int:
         return len(self.images)
@@ -216,6 +213,7 @@ class Panel:
         """Returns checksums by which another panel is recognized: of images, labels and regions.
 
         Example:
+            >>> import torch
             >>> one, other = Panel(torch.zeros(1, 1, 4, 4), [0]), Panel(torch.zeros(1, 1, 4, 4), [1])
             >>> [key for key, value in one.describe().items() if value != other.describe()[key]]
             ['labels']
@@ -231,65 +229,3 @@ class Panel:
         """Makes the panel that ``state_dict`` described."""
         regions = state["regions"]
         return cls(**{**state, "regions": None if regions is None else Regions.from_state(regions)})
-
-
-def _tensor(given: Any, what: str) -> Tensor:
-    """Returns a tensor of the panel's own: what a caller does to theirs later changes nothing."""
-    if isinstance(given, Tensor):
-        return given.detach().as_subclass(Tensor).to("cpu", copy=True)
-    try:
-        return torch.as_tensor(given).clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        got = f"{type(given).__name__}: {error}"
-        raise PanelError(f"expected {what} as a tensor or array, got {got}") from None
-
-
-def _images(given: Any) -> Tensor:
-    images = _tensor(given, "images")
-    if images.ndim != 4 or 0 in images.shape:
-        raise PanelError(
-            f"expected images (N, C, H, W) as the model takes them, at least one, got {tuple(images.shape)}"
-        )
-    if not images.is_floating_point():
-        raise PanelError(
-            f"expected floating point images as the model takes them, got {images.dtype}; "
-            "scale and normalize them as for training"
-        )
-    broken = (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-    if broken:
-        raise PanelError(f"images hold NaN or infinite values, the first is image {broken[0]}")
-    return images
-
-
-def _labels(given: Any, n: int, names: tuple[str, ...] | None) -> Tensor:
-    labels = _tensor(given, "labels")
-    if tuple(labels.shape) != (n,):
-        raise PanelError(f"expected one label per image, {n} in all, got shape {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise PanelError(f"expected labels that are integers, the classes' indices, got {labels.dtype}")
-    valid = "0 and above" if names is None else f"0 to {len(names) - 1}, one for each of the class names"
-    wrong = (labels < 0) if names is None else (labels < 0) | (labels >= len(names))
-    if wrong.any():
-        i = int(wrong.nonzero()[0])
-        raise PanelError(f"image {i} has the label {int(labels[i])}; valid is {valid}")
-    return labels.long()
-
-
-def _statistics(given: Any, bands: int) -> Statistics:
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
-        raise PanelError(f"expected denormalize=(mean, std), got {given!r}")
-    mean, std = (tuple(float(v) for v in torch.as_tensor(part, dtype=torch.float64).flatten()) for part in given)
-    if {len(mean), len(std)} - {1, bands}:
-        raise PanelError(
-            f"expected denormalize=(mean, std) with one number for each of {bands} bands, "
-            f"got {len(mean)} and {len(std)}"
-        )
-    if any(v == 0 for v in std):
-        raise PanelError(f"a standard deviation of 0 cannot have been divided by, got std={std}")
-    return mean * (bands // len(mean)), std * (bands // len(std))
-
-
-def _bands(given: Sequence[int], bands: int) -> tuple[int, int, int]:
-    if len(given) != 3 or (bands > 1 and not all(0 <= band < bands for band in given)):
-        raise InputError(f"expected rgb to be three band indices from 0 to {bands - 1}, got {tuple(given)}")
-    return int(given[0]), int(given[1]), int(given[2])

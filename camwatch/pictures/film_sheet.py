@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,14 +12,11 @@ from torch import Tensor
 from camwatch.pictures import text
 from camwatch.pictures.colours import heatmaps, overlay, to_uint8
 from camwatch.pictures.outlines import draw_regions
-from camwatch.pictures.sheets import GAP, INK, PAPER, WRONG, class_name, paper, resize, titled
+from camwatch.pictures.sheets import GAP, INK, PAPER, WRONG, SheetImages, paper, resize, titled
 
-if TYPE_CHECKING:
-    from camwatch.regions.regions import Regions
-
+# At most so many images and moments; then sizes in pixels: of a cell's longer side, and of its text.
 ROWS, COLUMNS, CELL, SMALL = 16, 12, 96, 11
-
-
+# Around a picture, below it for the bar, and above a column for its head.
 EDGE, FOOT, HEAD = 2, 13, 30
 
 
@@ -37,10 +33,7 @@ class Frame:
 
 def film_sheet(
     frames: Sequence[Frame],
-    rgb_images: Tensor,
-    regions: Regions | None = None,
-    labels: Tensor | None = None,
-    class_names: Sequence[str] | None = None,
+    images: SheetImages,
     title: str = "film strip",
     colormap: str = "jet",
     shared_scale: bool = False,
@@ -57,10 +50,7 @@ def film_sheet(
 
     Args:
         frames: Of a :class:`FilmStrip`; at least one.
-        rgb_images: (n, 3, H, W) in [0, 1], the shown images; the first 16 are drawn.
-        regions: Of these images; outlined.
-        labels: (n,) int.
-        class_names: One per class.
+        images: That are shown; the first 16 are drawn.
         title: Stands above the strip.
         colormap: The name of any matplotlib colormap.
         shared_scale: Scale all maps of a row by the largest value in it instead: what fades looks faded.
@@ -69,12 +59,12 @@ def film_sheet(
         (3, H', W') uint8, cells of 96 px.
     """
     rows = len(frames[0].maps)
-    images = rgb_images[:rows]
-    height, width = images.shape[-2:]
+    rgb = images.rgb[:rows]
+    height, width = rgb.shape[-2:]
     longest = max(height, width)
     size = max(32, round(CELL * height / longest)), max(32, round(CELL * width / longest))
-    plain = resize(images, size)
-    zones = None if regions is None else regions[:rows]
+    plain = resize(rgb, size)
+    zones = None if images.regions is None else images.regions[:rows]
 
     maps = torch.stack([frame.maps for frame in frames])
     usable = maps.isfinite().all(-1).all(-1)
@@ -84,15 +74,15 @@ def film_sheet(
     heat = heatmaps(maps, size, peak)
 
     overlays = [draw_regions(overlay(plain, h, colormap=colormap), zones, 1) for h in heat]
-    image = draw_regions(to_uint8(plain), zones, 1)
+    unchanged = draw_regions(to_uint8(plain), zones, 1)
     change = draw_regions(_difference(plain, maps), zones, 1)
     bars = mass / mass.amax(0).clamp(min=torch.finfo(mass.dtype).tiny)
 
     moments = zip(frames, overlays, bars, strict=True)
     strip = [_column(_moment(frame), pictures, bar, frame.correct) for frame, pictures, bar in moments]
-    first, last = _column("image", image), _column("last −\nfirst", change)
+    first, last = _column("image", unchanged), _column("last −\nfirst", change)
     gap = paper(first.shape[1], GAP)
-    names = _names(rows, size[0], labels, class_names)
+    names = _names(rows, size[0], images)
     body = torch.cat([gap, names, first, gap, *strip, gap, last], 2)
     scale = "the row's largest value" if shared_scale else "its own maximum"
     lines = [
@@ -140,12 +130,10 @@ def _column(head: str, pictures: Tensor, bars: Tensor | None = None, correct: Te
     return torch.cat([line, cells.movedim(1, 0).flatten(1, 2)], 1)
 
 
-def _names(
-    rows: int, height: int, labels: Tensor | None, class_names: Sequence[str] | None, width: int = 100
-) -> Tensor:
+def _names(rows: int, height: int, images: SheetImages, width: int = 100) -> Tensor:
     cells, below = [paper(HEAD, width)], max(1, height // text.line_height(SMALL))
     for i in range(rows):
-        name = class_name(labels, i, class_names).replace("_", " ")
+        name = images.class_of(i, images.labels).replace("_", " ")
         lines = [f"#{i}", *textwrap.wrap(name, 15, max_lines=below, placeholder="…")]
         cells.append(text.text(paper(height + 2 * EDGE + FOOT, width), lines, (0, 0), SMALL, INK))
     return torch.cat(cells, 1)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camwatch.pictures.colours import (
-    Colour,
-)
+from camwatch.pictures.colours import Colour
+from camwatch.regions.annotations import ZONES
+from camwatch.regions.regions import Regions
 
-if TYPE_CHECKING:
-    from camwatch.regions.regions import Regions
+
+class Line(NamedTuple):
+    """How a zone is outlined: its colour, the length of its dashes in pixels (0: none), and both in words."""
+
+    color: Colour
+    dash: int
+    words: str
+
+
+LINES = dict(
+    zip(
+        ZONES,
+        (Line((0, 255, 0), 0, "green"), Line((255, 0, 0), 6, "red dashes"), Line((190, 190, 190), 3, "grey dashes")),
+        strict=True,
+    )
+)
 
 
 def outline(images: Tensor, masks: Tensor, color: Colour = (0, 255, 0), width: int = 1, dash: int = 0) -> Tensor:
@@ -44,9 +59,6 @@ def outline(images: Tensor, masks: Tensor, color: Colour = (0, 255, 0), width: i
     return torch.where(edge[:, None], paint, images)
 
 
-ZONES = {"allowed": ((0, 255, 0), 0), "forbidden": ((255, 0, 0), 6), "ignore": ((190, 190, 190), 3)}
-
-
 def draw_regions(pictures: Tensor, regions: Regions | None, width: int) -> Tensor:
     """Draws the outlines of all zones into pictures (n, 3, h, w) uint8 of any size, dark-edged.
 
@@ -54,7 +66,7 @@ def draw_regions(pictures: Tensor, regions: Regions | None, width: int) -> Tenso
         >>> draw_regions(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), None, 1).sum().item()
         0
     """
-    for zone, (color, dash) in ZONES.items():
+    for zone, (color, dash, _) in LINES.items():
         masks = None if regions is None else getattr(regions, zone)
         if masks is None:
             continue
@@ -63,3 +75,14 @@ def draw_regions(pictures: Tensor, regions: Regions | None, width: int) -> Tenso
         pictures = outline(pictures, masks, (0, 0, 0), width if dash else width + 1)
         pictures = outline(pictures, masks, color, width, dash)
     return pictures
+
+
+def legend(zones: Iterable[str]) -> list[str]:
+    """Returns the line that says how zones are outlined, in a list; an empty one where there are none.
+
+    Example:
+        >>> legend(["allowed", "ignore"])
+        ['outlines: allowed green, ignore grey dashes']
+    """
+    drawn = [f"{zone} {LINES[zone].words}" for zone in zones]
+    return [f"outlines: {', '.join(drawn)}"] if drawn else []

@@ -1,4 +1,4 @@
-"""Sheets for the eye: the panel with its regions, and the overlays of one snapshot.
+"""Sheets of captioned, framed cells: the panel with its regions, the overlays of one snapshot, and any other.
 
 Pure functions from plain data to one uint8 image (3, H, W); nothing is read or written and no model runs, so
 they may run in another thread. The film strip has a module of its own.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,71 +16,74 @@ from torch import Tensor
 
 from camwatch.pictures import text
 from camwatch.pictures.colours import Colour, heatmaps, overlay, to_uint8
-from camwatch.pictures.outlines import draw_regions
-
-if TYPE_CHECKING:
-    from camwatch.regions.regions import Regions
+from camwatch.pictures.outlines import draw_regions, legend
+from camwatch.regions.annotations import ZONES
+from camwatch.regions.regions import Regions
 
 INK, PAPER = (30, 30, 30), 255
-
-
 # Okabe and Ito's blue and vermilion: told apart with any colour vision, and by the marks ✓ and ✗.
 RIGHT, WRONG, UNKNOWN = (0, 114, 178), (213, 94, 0), (150, 150, 150)
-
-
 FONT, TITLE, GAP, FRAME = 12, 14, 8, 4
 
 
-def panel_sheet(
-    rgb_images: Tensor,
-    regions: Regions | None = None,
-    labels: Tensor | None = None,
-    class_names: Sequence[str] | None = None,
-    ids: Sequence[str] | None = None,
-    title: str = "panel",
-) -> Tensor:
-    """Draws the panel with the outlines of its regions, so that a wrong annotation is seen at once.
+@dataclass(frozen=True, eq=False)
+class SheetImages:
+    """The images of a sheet, with what is known of them whatever a model says.
 
-    Args:
-        rgb_images: (n, 3, H, W) in [0, 1].
+    Attributes:
+        rgb: (n, 3, H, W) in [0, 1].
         regions: Of these images. Allowed zones are outlined in green, forbidden ones in dashed red, ignored
             ones in dashed grey.
         labels: (n,) int.
         class_names: One per class; without them, classes go by number.
         ids: One per image; only the last part of a path is shown.
-        title: Stands above the sheet.
+    """
+
+    rgb: Tensor
+    regions: Regions | None = None
+    labels: Tensor | None = None
+    class_names: Sequence[str] | None = None
+    ids: Sequence[str] | None = None
+
+    def class_of(self, i: int, classes: Tensor | None) -> str:
+        """Returns the name of image i's class among some (n,); "" where there are none."""
+        return "" if classes is None else class_name(int(classes[i]), self.class_names)
+
+    def legend(self) -> list[str]:
+        """Returns the line that says how the zones are outlined, in a list."""
+        return legend(zone for zone in ZONES if getattr(self.regions, zone, None) is not None)
+
+
+def panel_sheet(images: SheetImages, title: str = "panel") -> Tensor:
+    """Draws the panel with the outlines of its regions, so that a wrong annotation is seen at once.
 
     Returns:
         (3, H', W') uint8.
 
     Example:
-        >>> panel_sheet(torch.rand(5, 3, 64, 64)).shape
+        >>> panel_sheet(SheetImages(torch.rand(5, 3, 64, 64))).shape
         torch.Size([3, 494, 608])
     """
-    size = _cell_size(rgb_images)
-    pictures = draw_regions(to_uint8(resize(rgb_images, size)), regions, 2)
+    regions = images.regions
+    pictures = draw_regions(to_uint8(cell_pictures(images.rgb)), regions, 2)
     cells = []
     for i, picture in enumerate(pictures):
-        lines = [f"#{i} {class_name(labels, i, class_names)}", _last_part(ids[i]) if ids else ""]
+        lines = [f"#{i} {images.class_of(i, images.labels)}", last_part(images.ids[i]) if images.ids else ""]
         if regions is not None and not regions.annotated[i]:
             lines[1] += " (no region)"
-        cells.append(_captioned(picture, lines, INK))
-    return _sheet(cells, f"{title}{_legend(regions)}")
+        cells.append(captioned(picture, lines, INK))
+    return sheet(cells, [title, *images.legend()])
 
 
 def overlay_sheet(
-    rgb_images: Tensor,
+    images: SheetImages,
     maps: Tensor,
-    regions: Regions | None = None,
-    labels: Tensor | None = None,
     predicted: Tensor | None = None,
     probability: Tensor | None = None,
     correct: Tensor | None = None,
-    class_names: Sequence[str] | None = None,
     other_maps: Tensor | None = None,
     title: str = "",
     target: str = "label",
-    colormap: str = "jet",
 ) -> Tensor:
     """Draws the overlays of one snapshot.
 
@@ -89,76 +92,67 @@ def overlay_sheet(
     image keeps its place on the sheet from snapshot to snapshot.
 
     Args:
-        rgb_images: (n, 3, H, W) in [0, 1]. Small images are enlarged by whole factors with their pixels kept,
-            large ones shrunk to at most 256 px.
+        images: Small ones are enlarged by whole factors with their pixels kept, large ones shrunk to at most 256 px.
         maps: (n, h, w) raw maps.
-        regions: Of these images, outlined as in :func:`panel_sheet`.
-        labels: (n,) int.
         predicted: (n,) int.
         probability: (n,) the predicted class's probability.
         correct: (n,) bool; None where right and wrong are not known.
-        class_names: One per class.
         other_maps: (n, h, w) the predicted class's maps, of NaN where there is none. With them each image
             has a second picture, which is that overlay where there is one and the plain image elsewhere.
         title: Stands above the sheet.
         target: Whose map ``maps`` is, for the captions.
-        colormap: The name of any matplotlib colormap.
 
     Returns:
         (3, H', W') uint8.
 
     Example:
-        >>> overlay_sheet(torch.rand(4, 3, 64, 64), torch.rand(4, 7, 7), correct=torch.ones(4) > 0).shape
+        >>> images = SheetImages(torch.rand(4, 3, 64, 64))
+        >>> overlay_sheet(images, torch.rand(4, 7, 7), correct=torch.ones(4) > 0).shape
         torch.Size([3, 510, 520])
     """
-    size = _cell_size(rgb_images)
-    plain = resize(rgb_images, size)
-
-    def overlays(raw: Tensor, rows: Tensor) -> Tensor:
-        shown = overlay(plain[rows], heatmaps(raw[rows], size), colormap=colormap)
-        return draw_regions(shown, None if regions is None else regions[rows], 2)
-
-    first = overlays(maps, torch.arange(len(maps)))
-    others = {}
-    if other_maps is not None:
-        rows = other_maps.isfinite().flatten(1).all(1).nonzero().flatten()
-        others = dict(zip(rows.tolist(), overlays(other_maps, rows), strict=True)) if len(rows) else {}
+    plain, regions = cell_pictures(images.rgb), images.regions
+    first = overlaid(plain, maps, regions)
+    seconds, others = to_uint8(plain), set[int]()
+    if other_maps is not None and len(rows := other_maps.isfinite().flatten(1).all(1).nonzero().flatten()):
+        others = set(rows.tolist())
+        seconds[rows] = overlaid(plain[rows], other_maps[rows], None if regions is None else regions[rows])
     cells = []
     for i in range(len(maps)):
         right = None if correct is None else bool(correct[i])
         color = UNKNOWN if right is None else RIGHT if right else WRONG
-        label = f"#{i} {class_name(labels, i, class_names)}"
+        label = f"#{i} {images.class_of(i, images.labels)}"
         answer = {None: "", True: "✓ ", False: "✗ "}[right]
         answer += "" if probability is None else f"{float(probability[i]):.2f} "
-        answer += class_name(predicted, i, class_names)
+        answer += images.class_of(i, predicted)
         blank = "" if bool(maps[i].isfinite().all() and maps[i].any()) else "blank map"
         if other_maps is None:
-            cells.append(_framed(_captioned(first[i], [label, f"{answer} {blank}"], color), color))
+            cells.append(framed(captioned(first[i], [label, f"{answer} {blank}"], color), color))
             continue
-        pair = [
-            _captioned(first[i], [label, blank or f"map of the {target}"], INK),
-            _captioned(
-                others[i] if i in others else to_uint8(plain[i]),
-                [answer, "map of the predicted class" if i in others else "plain image"],
-                color,
-            ),
-        ]
-        cells.append(_framed(torch.cat([pair[0], paper(pair[0].shape[1], FRAME), pair[1]], 2), color))
-    return _sheet(cells, title + _legend(regions))
+        second = "map of the predicted class" if i in others else "plain image"
+        left = captioned(first[i], [label, blank or f"map of the {target}"], INK)
+        beside = captioned(seconds[i], [answer, second], color)
+        cells.append(framed(torch.cat([left, paper(left.shape[1], FRAME), beside], 2), color))
+    return sheet(cells, [title, *images.legend()])
 
 
-def class_name(classes: Tensor | None, i: int, class_names: Sequence[str] | None) -> str:
-    """Returns the name of image i's class: by number where it has none, "" where no class is known.
+def class_name(index: int, names: Sequence[str] | None) -> str:
+    """Returns a class's name: by number where it has none.
 
     Example:
-        >>> class_name(torch.tensor([1, 2]), 0, ["cat", "dog"]), class_name(torch.tensor([1, 2]), 1, None)
+        >>> class_name(1, ["cat", "dog"]), class_name(2, None)
         ('dog', 'class 2')
     """
-    if classes is None:
-        return ""
-    index = int(classes[i])
-    known = class_names is not None and 0 <= index < len(class_names)
-    return str(class_names[index]) if class_names is not None and known else f"class {index}"
+    return f"class {index}" if names is None or not 0 <= index < len(names) else str(names[index])
+
+
+def last_part(name: str) -> str:
+    """Returns the last part of a path, whatever its separator.
+
+    Example:
+        >>> last_part("photos/cats/1.jpg")
+        '1.jpg'
+    """
+    return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -174,9 +168,62 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
+def cell_pictures(images: Tensor, target: int = 192, most: int = 256) -> Tensor:
+    """Brings pictures (n, 3, H, W) to a cell's size: up by whole factors to about 192 px, or down to 256.
+
+    Example:
+        >>> [tuple(cell_pictures(torch.rand(1, 3, *size)).shape[2:]) for size in ((28, 28), (300, 600))]
+        [(196, 196), (128, 256)]
+    """
+    height, width = images.shape[-2:]
+    longest = max(height, width)
+    scale = most / longest if longest > most else float(max(1, round(target / longest)))
+    return resize(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def overlaid(pictures: Tensor, maps: Tensor, regions: Regions | None) -> Tensor:
+    """Lays raw maps (n, h, w), each scaled by its own maximum, over pictures (n, 3, H, W), and outlines regions."""
+    size = (int(pictures.shape[-2]), int(pictures.shape[-1]))
+    return draw_regions(overlay(pictures, heatmaps(maps, size)), regions, 2)
+
+
 def paper(height: int, width: int) -> Tensor:
     """Returns an empty white picture (3, height, width)."""
     return torch.full((3, height, width), PAPER, dtype=torch.uint8)
+
+
+def centred(picture: Tensor, height: int, width: int) -> Tensor:
+    """Puts a picture in the middle of white paper that is no smaller."""
+    down, right = height - picture.shape[1], width - picture.shape[2]
+    return F.pad(picture, (right // 2, right - right // 2, down // 2, down - down // 2), value=PAPER)
+
+
+def captioned(picture: Tensor, lines: Sequence[str], color: Colour, narrowest: int = 128) -> Tensor:
+    """Writes lines below a picture, which is widened where it is narrow."""
+    wide = max(picture.shape[2], narrowest)
+    caption = paper(text.line_height(FONT) * len(lines) + 4, wide)
+    return torch.cat([centred(picture, picture.shape[1], wide), text.text(caption, lines, (2, 2), FONT, color)], 1)
+
+
+def framed(cell: Tensor, color: Colour) -> Tensor:
+    """Puts a frame around a cell."""
+    larger = F.pad(cell, [FRAME] * 4)
+    border = torch.ones(larger.shape[1:], dtype=torch.bool)
+    border[FRAME:-FRAME, FRAME:-FRAME] = False
+    return torch.where(border, torch.tensor(color, dtype=torch.uint8)[:, None, None], larger)
+
+
+def sheet(cells: Sequence[Tensor], lines: Sequence[str], narrowest: int = 520) -> Tensor:
+    """Lays cells of one size out below a title: about 1.4 times as wide as high, the last row as full as possible."""
+    height, width = cells[0].shape[1] + GAP, cells[0].shape[2] + GAP
+    columns = max(1, min(len(cells), round(math.sqrt(1.4 * len(cells) * height / width))))
+    rows = math.ceil(len(cells) / columns)
+    columns = math.ceil(len(cells) / rows)
+    body = paper(rows * height, columns * width + GAP)
+    for i, cell in enumerate(cells):
+        y, x = i // columns * height, i % columns * width + GAP
+        body[:, y : y + cell.shape[1], x : x + cell.shape[2]] = cell
+    return titled(body, lines, narrowest)
 
 
 def titled(body: Tensor, lines: Sequence[str], narrowest: int = 520) -> Tensor:
@@ -191,49 +238,3 @@ def titled(body: Tensor, lines: Sequence[str], narrowest: int = 520) -> Tensor:
     first = text.text(paper(text.line_height(TITLE) + 4, width), lines[:1], (GAP, 3), TITLE, INK)
     small = paper(text.line_height(FONT) * (len(lines) - 1) + 4, width)
     return torch.cat([first, text.text(small, lines[1:], (GAP, 0), FONT, INK), body], 1)
-
-
-def _cell_size(images: Tensor, target: int = 192, most: int = 256) -> tuple[int, int]:
-    height, width = images.shape[-2:]
-    longest = max(height, width)
-    scale = most / longest if longest > most else float(max(1, round(target / longest)))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _captioned(picture: Tensor, lines: Sequence[str], color: Colour, narrowest: int = 128) -> Tensor:
-    width = picture.shape[2]
-    wide = max(width, narrowest)
-    side = (wide - width) // 2
-    padded = F.pad(picture, (side, wide - width - side), value=PAPER)
-    caption = paper(text.line_height(FONT) * len(lines) + 4, wide)
-    return torch.cat([padded, text.text(caption, lines, (2, 2), FONT, color)], 1)
-
-
-def _framed(cell: Tensor, color: Colour) -> Tensor:
-    framed = F.pad(cell, [FRAME] * 4)
-    border = torch.ones(framed.shape[1:], dtype=torch.bool)
-    border[FRAME:-FRAME, FRAME:-FRAME] = False
-    return torch.where(border, torch.tensor(color, dtype=torch.uint8)[:, None, None], framed)
-
-
-def _sheet(cells: Sequence[Tensor], title: str) -> Tensor:
-    height, width = cells[0].shape[1] + GAP, cells[0].shape[2] + GAP
-    # About 1.4 times as wide as high, and the last row as full as possible.
-    columns = max(1, min(len(cells), round(math.sqrt(1.4 * len(cells) * height / width))))
-    rows = math.ceil(len(cells) / columns)
-    columns = math.ceil(len(cells) / rows)
-    body = paper(rows * height, columns * width + GAP)
-    for i, cell in enumerate(cells):
-        y, x = i // columns * height, i % columns * width + GAP
-        body[:, y : y + cell.shape[1], x : x + cell.shape[2]] = cell
-    return titled(body, title.split("\n"))
-
-
-def _legend(regions: Regions | None) -> str:
-    looks = {"allowed": "green", "forbidden": "red dashes", "ignore": "grey dashes"}
-    drawn = [f"{zone} {look}" for zone, look in looks.items() if getattr(regions, zone, None) is not None]
-    return "\noutlines: " + ", ".join(drawn) if drawn else ""
-
-
-def _last_part(name: str) -> str:
-    return name.replace("\\", "/").rsplit("/", 1)[-1]

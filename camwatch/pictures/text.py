@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camwatch.pictures.colours import (
-    Colour,
-)
+from camwatch.pictures.colours import Colour
 
 MARGIN = 4  # pixels around a written line
 
@@ -66,8 +64,8 @@ def _written(line: str, size: int, width: int) -> Tensor:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    font = _font(size)
-    fitted = _fit(line, font, width)
+    font = font_of(size)
+    fitted = fit(line, font, width)
     right, bottom = (math.ceil(v) for v in font.getbbox(fitted)[2:])
     canvas = Image.new("L", (right + 2 * MARGIN, bottom + 2 * MARGIN))
     ImageDraw.Draw(canvas).text((MARGIN, MARGIN), fitted, fill=255, font=font)
@@ -85,7 +83,8 @@ def line_height(size: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> Any:
+def font_of(size: int) -> Any:
+    """Returns the font of a size in pixels."""
     import matplotlib
     from PIL import ImageFont
 
@@ -96,7 +95,8 @@ def _font(size: int) -> Any:
         return ImageFont.load_default(size)
 
 
-def _fit(line: str, font: Any, width: float) -> str:
+def fit(line: str, font: Any, width: float) -> str:
+    """Returns as much of a line as fits into a width in pixels, an ellipsis for the rest."""
     line = " ".join(line.split())
     if font.getlength(line) <= width:
         return line
@@ -106,3 +106,17 @@ def _fit(line: str, font: Any, width: float) -> str:
         fits = font.getlength(line[:middle].rstrip() + "…") <= width
         low, high = (middle, high) if fits else (low, middle - 1)
     return line[:low].rstrip() + "…"
+
+
+def shorten(line: str, width: int) -> str:
+    """Leaves out the middle of a line that is too long for a width in pixels: names of files differ at their ends.
+
+    Example:
+        >>> shorten("index 3 · IMG_2024_03_0014.jpg", 150)
+        'index 3 · I…_0014.jpg'
+    """
+    most = round(width / 7.3)  # the mean width of a letter of the captions' font
+    if len(line) <= most:
+        return line
+    end = min(9, most // 2)
+    return f"{line[: most - end - 1]}…{line[-end:]}"

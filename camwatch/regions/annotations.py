@@ -15,20 +15,20 @@ from camwatch.regions.shapes import plain, rewrap, to_mask
 ZONES = ("allowed", "forbidden", "ignore")
 
 
-def entries(given: Any, n: int) -> list[Any]:
+def per_image_regions(given: Any, n: int) -> list[Any]:
     """Returns what was given for n images as a list with one entry per image.
 
     Raises:
         RegionError: There are more or fewer than images, or the type is unknown.
 
     Example:
-        >>> entries({"forbidden": [None, [(0, 0, 2, 2)]]}, 2)
+        >>> per_image_regions({"forbidden": [None, [(0, 0, 2, 2)]]}, 2)
         [{'forbidden': None}, {'forbidden': [(0, 0, 2, 2)]}]
     """
     if isinstance(given, Mapping):
         for zone in given:
             _check_zone(zone, "the regions")
-        zones = {zone: entries(value, n) for zone, value in given.items() if value is not None}
+        zones = {zone: per_image_regions(value, n) for zone, value in given.items() if value is not None}
         return [{zone: column[i] for zone, column in zones.items()} for i in range(n)]
     if not hasattr(given, "__getitem__") or not hasattr(given, "__len__"):
         raise RegionError(
@@ -79,7 +79,7 @@ def _check_zone(zone: Any, where: str) -> None:
         raise RegionError(f"{where}: {unknown('zone', zone, ZONES)}")
 
 
-def without_empty(given: Sequence[Any]) -> list[Any] | None:
+def drop_empty(given: Sequence[Any]) -> list[Any] | None:
     """Returns entries with None for those that hold no pixel and no box, with a warning; None if none is left.
 
     For regions that come out of a data set or a random crop, where no person can leave them out beforehand.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import RegionError, unknown
-from camwatch.regions.annotations import ZONES, entries, warn_cut, zone_masks
+from camwatch.regions.annotations import ZONES, per_image_regions, warn_cut, zone_masks
 from camwatch.regions.shifting import roll_away
 
 
@@ -108,7 +108,7 @@ class Regions:
                 raise RegionError(f"{len(given)} regions of (H, W) = {given.size} for {n} images of {size}")
             return given
         cut: list[str] = []
-        rows = [zone_masks(entry, size, f"image {i}", cut) for i, entry in enumerate(entries(given, n))]
+        rows = [zone_masks(entry, size, f"image {i}", cut) for i, entry in enumerate(per_image_regions(given, n))]
         warn_cut(cut, n)
         stacked: dict[str, Tensor] = {}
         nothing = torch.zeros(size, dtype=torch.bool)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camwatch.pictures.film_sheet import (
-    CELL,
-    COLUMNS,
-    ROWS,
-    Frame,
-    film_sheet,
-)
-
-if TYPE_CHECKING:
-    pass
+from camwatch.pictures.film_sheet import CELL, COLUMNS, ROWS, Frame, film_sheet
+from camwatch.pictures.sheets import SheetImages
 
 
 class FilmStrip:
@@ -57,9 +49,9 @@ class FilmStrip:
         self.frames = tuple(frame for frame in added if frame.index in columns)
         self.count += 1
 
-    def render(self, rgb_images: Tensor, **described: Any) -> Tensor:
+    def render(self, images: SheetImages, title: str = "film strip") -> Tensor:
         """Draws the strip as it stands; see :func:`film_sheet`."""
-        return film_sheet(self.frames, rgb_images, **described)
+        return film_sheet(self.frames, images, title)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns plain types and tensors."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +16,9 @@ from camwatch.panel.panel import Panel
 from camwatch.pictures.colours import to_uint8
 from camwatch.pictures.film_sheet import Frame, film_sheet
 from camwatch.pictures.outlines import outline
-from camwatch.pictures.sheets import overlay_sheet, panel_sheet
+from camwatch.pictures.sheets import SheetImages, overlay_sheet, panel_sheet
 from camwatch.probes.cue import Cue
 from camwatch.records import Finding, Snapshot
-from camwatch.regions.regions import Regions
 from camwatch.run import PanelTarget
 
 if TYPE_CHECKING:
@@ -28,25 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ShownImages:
-    """What every picture of a run shares: the images that are shown, with their regions and names.
+    """What every picture of a run shares.
 
     Attributes:
-        rows: (n,) indices of the shown images.
-        images: (n, 3, H, W) in [0, 1].
-        regions: Of these images, or None.
-        labels: (n,) or None.
-        class_names: One per class, or None.
-        ids: One per shown image.
+        rows: (n,) indices of the images that are shown.
+        images: These images, with their regions and names.
         layers: Names of the layers.
         target: Whose map is shown, in a word.
     """
 
     rows: Tensor
-    images: Tensor
-    regions: Regions | None
-    labels: Tensor | None
-    class_names: tuple[str, ...] | None
-    ids: tuple[str, ...]
+    images: SheetImages
     layers: tuple[str, ...]
     target: str
 
@@ -54,16 +45,18 @@ class ShownImages:
     def of(cls, panel: Panel, layers: tuple[str, ...], target: PanelTarget, show: int) -> ShownImages:
         """Chooses the panel's first images, which a drawn panel has balanced over the classes."""
         rows = torch.arange(min(show, len(panel)))
-        return cls(
-            rows,
-            panel.rgb_images()[rows],
-            None if panel.regions is None else panel.regions[rows],
-            None if panel.labels is None else panel.labels[rows],
-            panel.class_names,
-            tuple(panel.ids[i] for i in rows.tolist()),
-            layers,
-            target if isinstance(target, str) else "target",
-        )
+        return cls(rows, sheet_images(panel, rows), layers, target if isinstance(target, str) else "target")
+
+
+def sheet_images(panel: Panel, rows: Tensor) -> SheetImages:
+    """Returns some of a panel's images as sheets take them."""
+    return SheetImages(
+        panel.rgb_images()[rows],
+        None if panel.regions is None else panel.regions[rows],
+        None if panel.labels is None else panel.labels[rows],
+        panel.class_names,
+        [panel.ids[i] for i in rows.tolist()],
+    )
 
 
 def warn_if_stretched(panel: Panel, stacklevel: int) -> None:
@@ -80,8 +73,7 @@ def warn_if_stretched(panel: Panel, stacklevel: int) -> None:
 def publish_panel(writers: Sequence[Writer], shown: ShownImages, name: str) -> None:
     """Writes the panel with its regions' outlines, once, at step 0."""
     if writers and len(shown.rows):
-        sheet = panel_sheet(shown.images, shown.regions, shown.labels, shown.class_names, shown.ids)
-        _each(writers, "image", f"{name}/panel", sheet, 0)
+        _each(writers, "image", f"{name}/panel", panel_sheet(shown.images), 0)
 
 
 def publish_cue(writers: Sequence[Writer], panel: Panel, cue: Cue, name: str, step: int) -> None:
@@ -89,13 +81,13 @@ def publish_cue(writers: Sequence[Writer], panel: Panel, cue: Cue, name: str, st
     if cue.box is None:
         return
     x1, y1, x2, y2 = cue.box
-    images, place = panel.rgb_images()[cue.images], torch.zeros(len(cue.images), *panel.size, dtype=torch.bool)
+    place = torch.zeros(len(cue.images), *panel.size, dtype=torch.bool)
     place[:, y1:y2, x1:x2] = True
-    labels = panel.labels[cue.images] if panel.labels is not None else None
-    outlined = outline(to_uint8(images), place, color=(255, 0, 0)).float() / 255
+    images = replace(sheet_images(panel, cue.images), regions=None, ids=None)
+    outlined = outline(to_uint8(images.rgb), place, color=(255, 0, 0)).float() / 255
     title = f"the cue: moved between images, this patch goes {cue.rate:.0%} of the way to the other answer"
-    whole = panel_sheet(outlined, None, labels, panel.class_names, title=title)
-    patch = panel_sheet(images[:, :, y1:y2, x1:x2], None, labels, panel.class_names, title="what lies there")
+    whole = panel_sheet(replace(images, rgb=outlined), title)
+    patch = panel_sheet(replace(images, rgb=images.rgb[:, :, y1:y2, x1:x2]), "what lies there")
     width = max(whole.shape[2], patch.shape[2])
     parts = [torch.nn.functional.pad(part, (0, width - part.shape[2]), value=255) for part in (whole, patch)]
     _each(writers, "image", f"{name}/cue", torch.cat(parts, 1), step)
@@ -136,9 +128,7 @@ def publish(
         return
     for layer in shown.layers:
         _each(writers, "image", f"{name}/{layer}/overlays", _overlays(shown, snapshot, layer), step)
-    strip = film_sheet(
-        frames, shown.images, shown.regions, shown.labels, shown.class_names, title=f"{name}, {shown.layers[0]}"
-    )
+    strip = film_sheet(frames, shown.images, f"{name}, {shown.layers[0]}")
     _each(writers, "image", f"{name}/{shown.layers[0]}/film_strip", strip, step)
 
 
@@ -154,13 +144,10 @@ def _overlays(shown: ShownImages, snapshot: Snapshot, layer: str) -> Tensor:
     return overlay_sheet(
         shown.images,
         snapshot.maps[layer][rows],
-        shown.regions,
-        shown.labels,
         snapshot.predicted[rows],
         snapshot.probability[rows],
-        right if shown.labels is not None else None,
-        shown.class_names,
-        other_maps=others,
+        right if shown.images.labels is not None else None,
+        others,
         title=f"{moment}, step {snapshot.global_step}, {layer}{inside}",
         target=shown.target,
     )

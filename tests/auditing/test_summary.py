@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from camwatch.auditing.sheet import GREY, INKS
+from camwatch.auditing.sheet import INKS
 from camwatch.auditing.summary import worst_of
 from camwatch.auditing.verdicts import COLUMNS
 from camwatch.metrics.table import AUDITED
@@ -84,11 +84,11 @@ def test_sheet_says_which_image_it_is_and_what_is_wrong(tmp_path: Path, monkeypa
     assert legends == [
         "in all: 1 right, 1 right for the wrong reason, 1 wrong, 1 not measurable",
         "frames: right blue, right for the wrong reason purple, wrong orange, not measurable grey",
-        "outlines: region green",
+        "outlines: allowed green",
     ]
     with Image.open(found.sheet) as sheet:
         colours = {colour for _, colour in sheet.getcolors(maxcolors=1 << 20)}
-    assert {*INKS.values(), GREY} <= colours
+    assert {ink for ink, _ in INKS.values()} <= colours
 
 
 def test_sheet_holds_images_of_several_sizes_uncut(tmp_path: Path) -> None:

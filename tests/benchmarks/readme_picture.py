@@ -12,6 +12,7 @@ import torch
 from camwatch import Panel, load_archive
 from camwatch.pictures.encoding import to_png
 from camwatch.watch.film_strip import FilmStrip
+from camwatch.watch.publish import sheet_images
 
 ROWS = 3
 
@@ -29,13 +30,7 @@ def strip(folder: str, what: str) -> torch.Tensor:
         f"map inside {last['relevance_mass_accuracy']:.0%}: "
         + (f"ALARM in epoch {run.alarms[0].epoch}" if run.alarms else "no alarm")
     )
-    return film.render(
-        panel.rgb_images()[:ROWS],
-        regions=panel.regions[list(range(ROWS))],
-        labels=panel.labels[:ROWS],
-        class_names=panel.class_names,
-        title=title,
-    )
+    return film.render(sheet_images(panel, torch.arange(ROWS)), title)
 
 
 if __name__ == "__main__":

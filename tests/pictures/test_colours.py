@@ -1,5 +1,3 @@
-import io
-import random
 import subprocess
 import sys
 
@@ -9,14 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
-from scipy.ndimage import binary_erosion
 
 from camwatch.errors import InputError
-from camwatch.pictures import text
 from camwatch.pictures.colours import colorize, heatmaps, overlay, true_colours
-from camwatch.pictures.encoding import to_png
-from camwatch.pictures.outlines import outline
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -98,27 +91,6 @@ def test_overlay_refuses_an_alpha_outside_the_unit_interval():
         overlay(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), alpha=2)
 
 
-@settings(deadline=None, max_examples=50)
-@given(seed=st.integers(0, 999), width=st.integers(1, 3), h=st.integers(1, 12), w=st.integers(1, 12))
-def test_outline_is_the_mask_less_its_erosion(seed, width, h, w):
-    mask = torch.rand(1, h, w, generator=torch.Generator().manual_seed(seed)) < 0.8
-    image = torch.full((1, 3, h, w), 9, dtype=torch.uint8)
-    got = outline(image, mask, (1, 2, 3), width)
-    inner = binary_erosion(mask[0].numpy(), np.ones((2 * width + 1,) * 2), border_value=0)
-    edge = torch.from_numpy(mask[0].numpy() & ~inner)
-    assert (got[0, :, edge] == torch.tensor([[1], [2], [3]])).all()
-    assert (got[0, :, ~edge] == 9).all()
-    assert (image == 9).all()
-
-
-def test_outline_dashes_leave_gaps():
-    mask, image = torch.ones(1, 8, 8, dtype=torch.bool), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    whole = outline(image, mask, (255, 0, 0))[0, 0] > 0
-    dashed = outline(image, mask, (255, 0, 0), dash=2)[0, 0] > 0
-    assert 0 < dashed.sum() < whole.sum()
-    assert not (dashed & ~whole).any()
-
-
 def test_true_colours_undo_a_normalization():
     images = torch.rand(2, 3, 4, 5)
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
@@ -150,45 +122,6 @@ def test_true_colours_name_a_band_that_does_not_exist():
         true_colours(torch.zeros(1, 2, 2, 2))
     with pytest.raises(InputError, match="denormalize: std has 3 values, the images have 1 bands"):
         true_colours(torch.zeros(1, 1, 2, 2), ([0.5], STD))
-
-
-def test_png_is_read_back_unchanged():
-    image = torch.randint(0, 256, (3, 7, 9), dtype=torch.uint8)
-    with Image.open(io.BytesIO(to_png(image))) as read:
-        assert (torch.from_numpy(np.array(read)).permute(2, 0, 1) == image).all()
-
-
-def test_text_tells_any_unicode_apart_and_stays_inside_the_image():
-    blank = torch.full((3, 16, 96), 255, dtype=torch.uint8)
-    lines = ("✓ 7", "✗ 7", "Kočka", "Кошка", "γάτα", "猫", "a" * 500, "")
-    drawn = [text.text(blank, [line]) for line in lines]
-    assert all(d.shape == blank.shape and d.dtype == torch.uint8 for d in drawn)
-    assert len({d.numpy().tobytes() for d in drawn}) == len(drawn)
-    assert (drawn[-1] == blank).all()
-    assert (blank == 255).all()
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_text_is_what_pillow_draws(seed):
-    draw = random.Random(seed)
-    width, at, size = draw.randint(8, 200), (draw.randint(0, 6), draw.randint(0, 20)), draw.choice([11, 12, 14])
-    image = torch.randint(0, 256, (3, 40, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    lines = ["".join(draw.choices("abgjqpÅÉ ✓✗#01|_Wf,猫", k=draw.randint(0, 30))) for _ in range(3)]
-    canvas, font = Image.fromarray(image.permute(1, 2, 0).numpy()), text._font(size)
-    for i, line in enumerate(lines):
-        place = (at[0], at[1] + i * text.line_height(size))
-        ImageDraw.Draw(canvas).text(place, text._fit(line, font, width - at[0]), fill=(200, 10, 30), font=font)
-    drawn = text.text(image, lines, at, size, (200, 10, 30))
-    assert torch.equal(drawn, torch.from_numpy(np.array(canvas)).permute(2, 0, 1))
-
-
-def test_text_too_long_ends_in_an_ellipsis_within_the_width():
-    font = text._font(12)
-    fitted = text._fit("a very long class name indeed", font, 96)
-    assert fitted.endswith("…")
-    assert fitted.startswith("a very")
-    assert font.getlength(fitted) <= 96
-    assert text._fit("short", font, 96) == "short"
 
 
 def test_import_loads_neither_matplotlib_nor_pillow_nor_torchvision():

@@ -33,7 +33,7 @@ from camwatch.files import write_whole
 from camwatch.isolation import isolate_rng
 from camwatch.panel.dataset import class_names as find_class_names
 from camwatch.panel.normalization import find_normalization
-from camwatch.regions.annotations import entries
+from camwatch.regions.annotations import per_image_regions
 from camwatch.run import RunConfig
 
 
@@ -186,7 +186,7 @@ def _check_trainer(trainer: Any) -> None:
 def _one_per_sample(regions: Sequence[Any] | Mapping[str, Any] | None, source: Source) -> Sequence[Any] | None:
     """Returns regions handed over apart from the batches as one entry per sample."""
     if isinstance(regions, Mapping):  # by zone; of all samples, or it is no use to go on
-        regions = entries(regions, len(next(iter(regions.values()), ())))
+        regions = per_image_regions(regions, len(next(iter(regions.values()), ())))
     if regions is not None and isinstance(source, MapStyleSource) and len(regions) != len(source.dataset):
         raise InputError(f"expected one region per sample, {len(source.dataset)} in all, got {len(regions)}")
     return regions

@@ -2,7 +2,8 @@
 
 Every ``read`` returns a ``FileRegions``: a mapping from image file name to region, which
 ``Panel.from_files(paths, labels, transform, regions=...)`` takes as it is. A new format is one module whose
-``read`` yields the ``Shape`` objects of a file. All of them take the same three arguments:
+``read`` yields the ``Shape`` objects of a file, and a line in the table of ``formats``, whose ``read_regions`` finds
+out what a path holds. All but ``boxes`` (which knows no classes) take the same three arguments:
 
 - ``class_ids``: annotation class (its id or its name) -> class index of the model, as in ``{91: 0}`` or
   ``{"cat": 0}``. Annotations of other classes are left out. None: all are used, with their own ids.

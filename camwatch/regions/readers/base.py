@@ -62,6 +62,9 @@ class FileRegions(Mapping[str, Any]):
     def __getitem__(self, name: str) -> dict[str, Tensor] | None:
         return self.of(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # without reading a file
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 

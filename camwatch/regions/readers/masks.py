@@ -53,6 +53,26 @@ def read(
     return FileRegions(files, class_ids, zones, per_class)
 
 
+def read_binary(path: str | Path) -> FileRegions:
+    """Reads a folder of masks, ``<name>.png`` or ``<class>/<name>.png``: any pixel above 0 is the region.
+
+    Images are called as their masks, without suffix. One whose mask is empty has no region.
+    """
+    path = Path(path)
+    sources = [*path.glob("*.png"), *path.glob("*/*.png")]
+    return FileRegions(
+        {source.relative_to(path).with_suffix("").as_posix(): partial(_above_zero, source) for source in sources}
+    )
+
+
+def _above_zero(source: Path) -> list[Shape]:
+    from PIL import Image
+
+    with Image.open(source) as file:
+        mask = torch.from_numpy(np.array(file.convert("L")) > 0)
+    return [Shape((), mask)] if bool(mask.any()) else []
+
+
 def _shapes(source: Path, named: set[Class]) -> list[Shape]:
     from PIL import Image
 
