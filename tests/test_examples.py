@@ -104,10 +104,3 @@ def test_engine_explains_a_photograph(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_engine_manual_gives_what_the_engine_gives(capsys: pytest.CaptureFixture[str]) -> None:
     load("engine_manual").main()
     assert "the same as explain() gives" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "most"), [("catch_shortcut", 150), ("engine", 40), ("engine_manual", 40), ("finetune_torchvision", 150)]
-)
-def test_examples_are_short(name: str, most: int) -> None:
-    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < most

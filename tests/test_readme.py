@@ -278,4 +278,5 @@ def test_commands_in_running_text_exist() -> None:
         assert command in commands(), command
         known = {name for action in commands()[command]._actions for name in action.option_strings}
         assert {word.partition("=")[0] for word in rest.split() if word.startswith("--")} <= known, rest
-    assert found or any(line.startswith("camwatch ") for line in SHELL), "the README names the command line"
+    typed = {line.split()[1] for line in SHELL if line.startswith("camwatch ")}
+    assert typed | {command for command, _ in found} == set(commands()), "the README names every command"

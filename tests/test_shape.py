@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LONGEST, PARAMETERS = 50, 8  # lines of a function without signature and docstring; its parameters
-FILES = {"camwatch": 300, "tests": 500}
+FILES = {"camwatch": 300, "tests": 500, "examples": 150}
 # A quarter of it is the docstring of CAMMonitor, where help() shows what is logged.
 TALL = {"camwatch/adapters/lightning/callback.py"}
 # The public face has all its arguments in one place, where help() shows them.

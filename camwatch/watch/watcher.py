@@ -69,6 +69,7 @@ class Watcher:
         InputError: Something does not fit; the message says what arrived and what is valid.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> watcher = Watcher(net, (torch.rand(4, 1, 8, 8), [0, 1, 0, 1]), detectors=[])
         >>> snapshot = watcher.snapshot(epoch=0, step=10)
@@ -103,6 +104,7 @@ class Watcher:
         self._share = share or Share()
         first = self._share.rank == 0  # the one that writes and warns
         self._judging = Judging(detectors, on_alarm, on_finding, self._warn_once)
+        self.detectors = self._judging.detectors
         asked = RunConfig.of(model, layer, method=method, target=target, forward=forward)
         self._config = asked.resolved(model, self.panel.images, self.panel.labels)
         self._batches = Batches(self._share, len(self.panel), BATCH)
@@ -112,8 +114,8 @@ class Watcher:
         self._last: Snapshot | None = None
         self._warned: set[str] = set()
         # What can be monitored is there from the start, with what an uninformative map would have.
-        probes = bool(self._judging.detectors)
-        self.published = {"alarm": 0.0} | before_measuring(self.panel.regions, self.panel.labels, self.layers, probes)
+        known = before_measuring(self.panel.regions, self.panel.labels, self.layers, bool(self.detectors))
+        self.published = {"alarm": 0.0} | known
         if first and show:
             warn_if_stretched(self.panel, stacklevel=4)
         self._shown = ShownImages.of(self.panel, self.layers, self._config.target, show)
@@ -124,11 +126,6 @@ class Watcher:
     def layers(self) -> tuple[str, ...]:
         """The names of the layers that are explained; the first one's measures are the run's."""
         return self._config.layers
-
-    @property
-    def detectors(self) -> list[Any]:
-        """The run's own detectors."""
-        return self._judging.detectors
 
     @property
     def findings(self) -> list[Finding]:
@@ -198,7 +195,10 @@ class Watcher:
         scalars["alarm"] = float(bool(self.alarms))
         # A value that is undefined now is carried forward: whoever monitors the key finds it, and never NaN.
         self.published |= scalars
-        self._log(scalars, snapshot.global_step)
+        try:
+            self._output.scalars(self.tags(scalars), snapshot.global_step)
+        except Exception as error:
+            self._warn_once("log", f"a logger refused the scalars; training goes on. {type(error).__name__}: {error}")
         self._output.snapshot(snapshot, findings, self._film.frames)
         self._judging.act(findings)
         return kept
@@ -249,12 +249,6 @@ class Watcher:
             self._warned.add(kind)
             warnings.warn(message, CamwatchWarning, stacklevel=5)
 
-    def _log(self, scalars: Mapping[str, float], step: int) -> None:
-        try:
-            self._output.scalars(self.tags(scalars), step)
-        except Exception as error:
-            self._warn_once("log", f"a logger refused the scalars; training goes on. {type(error).__name__}: {error}")
-
     def tags(self, values: Mapping[str, float]) -> dict[str, float]:
         """Returns scalars under their logged tags: the first layer's both with and without its name."""
         return tags(values, self.layers, self.name)
@@ -282,7 +276,7 @@ class Watcher:
         """Returns history, findings, detectors and film strip as plain types and tensors."""
         return {
             "run": self._description,
-            "history": [_plain(vars(snapshot)) for snapshot in self.history],
+            "history": [dict(vars(snapshot)) for snapshot in self.history],
             **self._judging.state_dict(),
             "reference": dict(self._reference),
             "film": self._film.state_dict(),
@@ -304,7 +298,3 @@ class Watcher:
         self._film.load_state_dict(state["film"])
         self.published |= state["published"]
         self._begin(Resumed(state["archive"], list(self.history), list(self._judging.raised)))
-
-
-def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in fields.items()}

@@ -97,17 +97,24 @@ def test_plain_loop_is_bit_for_bit_what_it_is_without_snapshots() -> None:
 
 def test_archive_read_back_is_the_history(tmp_path: Path) -> None:
     model = net()
-    watcher = Watcher(model, panel(), directory=tmp_path, planned=4, on_alarm=[])
-    train(watcher, model, cheat=False, epochs=3)
+
+    def always(snapshot: Snapshot) -> Finding | None:
+        known = {"right": int((snapshot.predicted == snapshot.labels).sum()), "look": snapshot.look}
+        return Finding("always", snapshot.epoch, snapshot.global_step, "Again.", known) if snapshot.look % 2 else None
+
+    detectors = ["drop", "level", "probe", "dead_maps", always]
+    watcher = Watcher(model, panel(), directory=tmp_path, planned=4, on_alarm=[], detectors=detectors)
+    train(watcher, model, cheat=True, epochs=3)
     archived = load_archive(tmp_path)
     assert_same(archived.snapshots, watcher.history)
     assert [one.epoch for one in watcher.history] == [-1, 0, 1, 2]
     assert archived.layers == watcher.layers
-    assert archived.alarms == watcher.alarms
+    assert [one.since for one in watcher.alarms if one.detector == "always"] == [0, 0]
+    assert archived.alarms == watcher.alarms and archived.alarms[0].evidence["cue"]["rates"]
     again = Panel.from_state(archived.panel)
     assert torch.equal(again.images, watcher.panel.images) and again.class_names == ("red", "green", "blue")
     assert all(one.maps[watcher.layers[0]].shape[0] == 32 for one in archived.snapshots)
-    assert replay(archived) == watcher.alarms
+    assert replay(archived, detectors) == watcher.alarms
 
 
 def test_tensorboard_has_every_snapshot(tmp_path: Path) -> None:

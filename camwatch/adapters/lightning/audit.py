@@ -104,6 +104,7 @@ def audit(
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> masks = torch.zeros(4, 8, 8, dtype=torch.bool).index_fill(1, torch.tensor([0, 1]), True)
         >>> batches = [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), masks)]

@@ -77,9 +77,9 @@ def test_weights_of_nan_are_survived():
     assert run.current_epoch == 3
     assert len(monitor.history) == 4
     assert all(torch.isfinite(value) for key, value in run.callback_metrics.items() if key.startswith("camwatch/"))
-    for snapshot in monitor.history[2:]:  # either it is said to have failed, or the maps count as blank
-        assert snapshot.error is not None or snapshot.scalars["blank_maps"] == 1
-    assert len(said) <= 1
+    assert errors(monitor) == [None] * 4 and said == []
+    assert [snapshot.scalars["blank_maps"] == 1 for snapshot in monitor.history] == [False, False, True, True]
+    assert all(snapshot.probability.isnan().all() for snapshot in monitor.history[2:])
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def test_six_epochs_are_three_a_resume_and_three(archive, straight, tmp_path):
     assert second.archive != first.archive
     assert_same(second, straight)
     assert_complete(second, maps=archive in ("kept", "without images"))
+    if archive == "damaged":  # one look has lost its maps, and no other
+        assert [bool(s.maps) for s in load_archive(second.archive).snapshots] == [True, False, *[True] * 5]
 
 
 def test_a_run_that_ended_can_be_extended(straight, tmp_path):
