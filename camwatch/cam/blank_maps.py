@@ -9,11 +9,7 @@ from torch import Tensor
 from camwatch.errors import CamwatchWarning
 
 FLAT = 1e-6  # relative span below which a map is the same everywhere
-
-
 SATURATED = 0.1  # relative span below which a heatmap is one colour
-
-
 ADVICE = {
     "not finite": "check that the weights are finite, and the images; in fp16 take bf16 or float32",
     "zero": "no evidence for the target was found there: try a shallower layer or another method",

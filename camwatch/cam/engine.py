@@ -113,7 +113,7 @@ def explain(
         layer: A name or module, a sequence of these (one forward pass for all), or None: found by a
             pass of one image. ``camwatch.layers(model, images)`` lists them. Methods that explain the
             image itself (saliency, rollout and the like) take none; their layer is called "input".
-        method: One of ``camwatch.methods()``, or a function (activations, gradients) -> maps.
+        method: One of ``camwatch.methods()``, a function (activations, gradients) -> maps, or a ``Method``.
         batch_size: Images per forward pass; all at once by default. A callable target sees one such batch.
             Methods that run the model again count their variants of the images too.
         forward: Callable (model, images) -> output, where ``model(images)`` is not the way.

@@ -88,7 +88,7 @@ def legrad(runner: ModelRunner) -> Tensor:
         tokens.append(found)
         if module is not blocks[-1]:
             return replace_tensors(output, lambda t: t.detach() if t is found else t)
-        # Every token is the mean, so that the head reads it wherever it reads.
+        # Every token becomes the mean of its block's: the head then reads that, whichever token it reads.
         means = torch.cat([t.mean(1, keepdim=True).expand_as(t) for t in tokens])
         return replace_tensors(output, lambda t: means if t is found else t)
 

@@ -39,7 +39,7 @@ def fullgrad(runner: ModelRunner) -> Tensor:
         total = unit(pixels.abs()).sum(1)
         for share in biases:
             if share.ndim == pixels.ndim:
-                coarse = unit(share.abs()).sum(1, keepdim=True)  # the sum upsampled is the sum of the upsampled
+                coarse = unit(share.abs()).sum(1, keepdim=True)  # upsampling is linear: once, behind the sum
                 total = total + functional.interpolate(coarse, size, mode=INTERPOLATION[len(size)])[:, 0]
         maps.append(total)
     return torch.stack(maps, dim=1)

@@ -1,4 +1,4 @@
-"""One map from several layers."""
+"""One map from several layers' maps, and what maps of different grids need to be put together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn import functional
 from camwatch.errors import InputError, unknown
 
 FUSIONS = ("max", "mean", "product")
+INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by the number of the grid's axes
 
 
 def check_fusion(how: str | None) -> None:
@@ -40,9 +41,6 @@ def fuse(maps: list[Tensor], how: str, axes: int = 2) -> Tensor:
     layers = torch.stack([functional.interpolate(m, finest, mode=mode, align_corners=False) for m in scaled])
     fused = {"mean": layers.mean(0), "max": layers.amax(0), "product": layers.prod(0)}[how]
     return fused.reshape(*leading, *finest)
-
-
-INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def unit(masks: Tensor) -> Tensor:

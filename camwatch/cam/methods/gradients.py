@@ -1,7 +1,7 @@
 """Gradient methods: pure functions (activations, gradients) -> maps.
 
 Activations and gradients are (N, C, *grid) float32 at one layer; maps are (N, *grid), non-negative and
-never normalized. A method of one's own is such a function, handed to ``explain(method=...)``.
+never normalized. A method of your own is such a function, handed to ``explain(method=...)``.
 """
 
 from __future__ import annotations

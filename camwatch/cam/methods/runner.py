@@ -221,7 +221,7 @@ class ModelRunner:
                     like = layer.raw[i : i + 1].expand(len(variants), *layer.raw.shape[1:])
                     outputs.append(self._head(layer, i, layer.layout.invert(variants, like), alone))
                 m = min(start + step, count) - start
-                # Image by image so far; a target is given for all images in their order.
+                # Run image by image, but scored together: a target is given for all images in their order.
                 found += [self.score(join_outputs([rows_of(output, [j], m) for output in outputs])) for j in range(m)]
         return torch.stack(found)
 

@@ -192,7 +192,7 @@ class Recorder:
         if chosen is None:
             self.seen.extend(tuple(t.shape) for t in tensors(output))
             return output
-        # A view, so that its gradient is that of what is handed on, without the module's other outputs.
+        # A view: its gradient is that of what is handed on from here, without what the module's other outputs add.
         keeps_graph = self._graph and chosen.requires_grad and not detach
         leaf = chosen.view_as(chosen) if keeps_graph else chosen.detach().requires_grad_(self._graph)
         if store:

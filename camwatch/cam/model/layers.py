@@ -32,6 +32,12 @@ LayerName = str | nn.Module
 def layers(model: nn.Module, images: Tensor, *, forward: Forward | None = None) -> list[Layer]:
     """Lists the layers that can be explained, in the order in which they run, the default one marked.
 
+    The default is the deepest layer that still has a grid on the image and a gradient on it. On torchvision's models:
+    ResNet ``layer4``; VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt and SqueezeNet ``features``; Swin ``norm``;
+    MaxViT ``blocks.3``; ViT-B/16 ``encoder.layers.encoder_layer_11.ln_1``; FCN and DeepLabV3 ``backbone``; Faster R-CNN
+    ``backbone.body``. On timm's: BEiT ``blocks.11``; CaiT ``blocks_token_only.1.norm1``. Tried on 80 classifiers of
+    torchvision, 60 families of timm and 10 of transformers (tests/benchmarks/zoo.py).
+
     Args:
         model: Any vision model.
         images: (N, C, H, W) as the model takes them; the first one is used.

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, ...]
-
-
 MAX_PREFIX = 16  # class, distillation and register tokens in front of the patches
-
-
 MAX_DISTORTION = 1.2  # how far a grid's aspect ratio may lie from the image's
 
 
@@ -104,7 +100,7 @@ def token_grid(tokens: int, size: Sequence[int], known: Collection[Grid] = ()) -
                 found.append((grid not in known, not _is_patched(grid, size), prefix, distortion, grid))
     if not found:
         return None
-    # Any other grid behind a prefix is a coincidence of numbers.
+    # A grid that was not seen, nor spanned by whole patches, is believed only where no token stands before it.
     found = [f for f in found if not f[0] or not f[1] or f[2] == 0]
     return (min(found)[-1], min(found)[2]) if found else None
 
@@ -166,7 +162,7 @@ def lay_out(
         first = Layout(tuple(shape[2:]), shape[1], 1)
         last = Layout(tuple(shape[1:-1]), shape[-1], -1)
         order = [last, first] if channels_last else [first, last]
-        # One channel that comes last is a pooled vector, (N, C, 1).
+        # (N, C, 1) is a pooled vector, not C cells of one channel.
         fitting = [o for o in order if _is_grid(o.grid, size) and (o is first or o.channels > 1)]
         if (
             axes > 1
@@ -182,8 +178,8 @@ def lay_out(
         readings = []
         for axis in (1, 2):
             found = token_grid(shape[axis], size, known)
-            # One channel: a pooled vector, its channels taken for tokens. Extra tokens along the last axis
-            # of no grid seen: the class scores of many boxes.
+            # (N, C, 1) is a pooled vector, not C tokens. Tokens along the last axis, some before the grid and the
+            # grid seen nowhere else, are the class scores of many boxes.
             if found is not None and shape[3 - axis] > 1 and (axis == 1 or not found[1] or found[0] in known):
                 channel_axis = -1 if axis == 1 else 1
                 readings.append(Layout(found[0], shape[3 - axis], channel_axis, found[1]))

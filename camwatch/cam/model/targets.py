@@ -14,8 +14,6 @@ from camwatch.cam.model.nested import tensors
 from camwatch.errors import TargetError
 
 Target = str | int | Tensor | Callable[[Any], Tensor]  # a PerImage is such a callable
-
-
 SCORE_KEYS = ("logits", "out", "scores", "prediction", "predictions", "preds", "y_hat")
 
 
