@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from camwatch.cam.blank_maps import BlankMapWarning
 from camwatch.cam.engine import explain
 from camwatch.cam.explanation import Explanation, concatenate
-from camwatch.cam.methods.method import MapFunction
+from camwatch.cam.methods.method import MapFunction, Method
 from camwatch.cam.methods.registry import check_method, needs_layer
 from camwatch.cam.model.execution import Forward, call_plainly
 from camwatch.cam.model.layers import layers
@@ -132,7 +132,7 @@ class RunConfig:
         forward = None if self.forward is None else inspect.unwrap(self.forward)
         return {
             "layers": list(self.layers),
-            "method": described(self.method),
+            "method": self.method.name if isinstance(self.method, Method) else described(self.method),
             "target": described(self.target),
             "forward": None if forward is call_plainly else described(forward),
             "unpack": described(self.unpack),

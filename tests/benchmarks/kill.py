@@ -78,7 +78,9 @@ def train(folder: Path, checkpoint: str | None, told: Connection) -> None:
 def kill_once(folder: Path, after: float) -> Outcome:
     """Trains in a process, from the folder's checkpoint where there is one, kills it, and reads the archive."""
     context = multiprocessing.get_context("forkserver")  # which has imported what takes long
-    context.set_forkserver_preload(["tests.support.nets", "camwatch.adapters.lightning.callback", "matplotlib", "torchvision"])
+    context.set_forkserver_preload(
+        ["tests.support.nets", "camwatch.adapters.lightning.callback", "matplotlib", "torchvision"]
+    )
     last = folder / "checkpoints" / "last.ckpt"
     here, there = context.Pipe(duplex=False)
     resumed = last.exists()
