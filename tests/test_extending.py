@@ -1,4 +1,4 @@
-"""A new method, measure, probe, detector, reader, writer or command is a line of one table, and is everywhere from then on."""
+"""A method, measure, probe, detector, reader, writer or command is a line of one table, and everywhere from then on."""
 
 from __future__ import annotations
 
