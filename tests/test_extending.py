@@ -1,4 +1,4 @@
-"""A new method, measure, probe, detector, reader or writer is a line of one table, and is everywhere from then on."""
+"""A method, measure, probe, detector, reader, writer or command is a line of one table, and everywhere from then on."""
 
 from __future__ import annotations
 
@@ -143,3 +143,54 @@ def test_a_writer_is_a_module_and_its_line(tmp_path: Path) -> None:
         "print('camwatch/1/overlays' in NotebookLogger.kept, 'camwatch/correct' in NotebookLogger.kept)\n"
     )
     assert run(folder, code) == ["True", "True"]
+
+
+READER = """
+from functools import partial
+import torch
+from camwatch.regions.readers.base import FileRegions, Shape
+
+def read(path):
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return FileRegions({name: partial(list, [Shape((), torch.tensor([*map(float, box)]))]) for name, *box in lines})
+"""
+
+
+def test_a_reader_is_a_module_and_its_line(tmp_path: Path) -> None:
+    lines = {
+        "FORMATS = (": '    Format("lines of .txt", ".txt", False, lines.read),',
+        "from camwatch.errors import RegionError": "from camwatch.regions.readers import lines",
+    }
+    folder = extended(tmp_path, "regions/readers/formats.py", lines, {"regions/readers/lines.py": READER})
+    (folder / "boxes.txt").write_text("0 2 2 8 8\n")
+    code = (
+        "from camwatch import Panel, Watcher, load_archive\n"
+        + SNAPSHOT.format(options="detectors=[], directory='run'")
+        + "watcher.close()\n"
+        "panel = Panel.from_archive('run', regions='boxes.txt')\n"
+        "print(int(panel.regions.annotated.sum()), *panel.regions.boxes()[0].tolist())\n"
+        "from pathlib import Path\n"
+        "from camwatch.cli.photos import read_regions\n"
+        "print(*read_regions(Path('boxes.txt')))\n"
+    )
+    assert run(folder, code) == ["1", "2", "2", "8", "8", "0"]
+
+
+COMMAND = """
+BRIEF = ABOUT = EXAMPLES = "greet somebody"
+
+def add_options(parser):
+    parser.add_argument("name")
+
+def run(options):
+    print("hello", options.name)
+    return 0
+"""
+
+
+def test_a_command_is_a_module_and_its_line(tmp_path: Path) -> None:
+    lines = {'COMMANDS = ("audit", "layers", "explain")': 'COMMANDS += ("greet",)'}
+    folder = extended(tmp_path, "cli/entry.py", lines, {"cli/greet.py": COMMAND})
+    assert run(folder, "from camwatch.cli.entry import main; main(['greet', 'you'])") == ["hello", "you"]
+    listed = "from camwatch.cli.entry import commands; print(*commands())"
+    assert run(folder, listed) == ["audit", "layers", "explain", "greet"]
