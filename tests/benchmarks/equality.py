@@ -251,7 +251,8 @@ def compare(part: str, before: dict[str, Any], after: dict[str, Any]) -> list[st
     differ = [key for key, pair in both.items() if not same(*pair)]
     listed = [key for key in differ if any(f"{part} {key}".startswith(known) for known, *_ in DIFFERENCES)]
     raised = sum(isinstance(value, str) and value.startswith(RAISED) for value in before.values())
-    print(f"{part:10}{len(both):10}{raised:10}{len(differ):10}{len(listed):10}", end="", flush=True)
+    blank = sum(isinstance(value, torch.Tensor) and not value.any() for value in before.values())
+    print(f"{part:10}{len(both):10}{raised:10}{blank:10}{len(differ):10}{len(listed):10}", end="", flush=True)
     return [f"{part} {key}: {told(*both[key])}" for key in differ if key not in listed]
 
 
@@ -264,7 +265,9 @@ def compare_memory(before: Path, after: Path, rounds: int = 3) -> list[str]:
         )
         ratios.append(now / least)
         found += [f"memory {' '.join(case)}: {least} -> {now} kB, {now / least:.3f}x"] if now / least > 1.05 else []
-    print(f"{'memory':10}{len(ratios):10}{0:10}{len(found):10}{0:10}  up to {max(ratios):.3f}x", end="", flush=True)
+    print(
+        f"{'memory':10}{len(ratios):10}{0:10}{0:10}{len(found):10}{0:10}  up to {max(ratios):.3f}x", end="", flush=True
+    )
     return found
 
 
@@ -282,7 +285,7 @@ def main() -> None:
     if options.worker:
         return work(options.worker[0], options.worker[1:], before, options.to)
     wrong = []
-    print(f"{'part':10}{'compared':>10}{'raised':>10}{'differ':>10}{'listed':>10}")
+    print(f"{'part':10}{'compared':>10}{'raised':>10}{'blank':>10}{'differ':>10}{'listed':>10}")
     for part in options.part or [part for part in WORK if part != "alarms" or options.runs]:
         start = time.perf_counter()
         if part == "memory":

@@ -61,8 +61,11 @@ def nets() -> dict[str, Callable[[], nn.Module]]:
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """Returns a net and two images for it."""
+    """Returns a net and two images for it; equal blank maps would show nothing, so few maps may be blank."""
     torch.manual_seed(7)
     model = nets()[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # a fresh ViT's head is zero
+            parameter += 0.02 * torch.randn_like(parameter)
     axes = {"signal": 1, "volume": 3}.get(name, 2)
     return model, torch.rand(2, 3, *[16 if axes == 3 else 64] * axes, generator=torch.Generator().manual_seed(1))
