@@ -265,9 +265,7 @@ def compare_memory(before: Path, after: Path, rounds: int = 3) -> list[str]:
         )
         ratios.append(now / least)
         found += [f"memory {' '.join(case)}: {least} -> {now} kB, {now / least:.3f}x"] if now / least > 1.05 else []
-    print(
-        f"{'memory':10}{len(ratios):10}{0:10}{0:10}{len(found):10}{0:10}  up to {max(ratios):.3f}x", end="", flush=True
-    )
+    print(f"{'memory':10}{len(ratios):10}{0:10}{0:10}{len(found):10}{0:10}  up to {max(ratios):.3f}x", end="")
     return found
 
 
