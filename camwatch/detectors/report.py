@@ -6,16 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from camwatch.detectors.behaviour import reliance
+from camwatch.measures import TABLE
 from camwatch.records import Finding, Snapshot
 
-_MEASURES = {
-    "relevance_mass_accuracy": "share of the map inside the regions",
-    "region_area": "share of the image that the regions cover",
-    "forbidden_mass": "share of the map in the forbidden zone",
-    "hide": "label kept with the region hidden",
-    "swap_context": "swaps that follow the context",
-    "correct": "accuracy on the panel",
-}
+TOLD = ("relevance_mass_accuracy", "region_area", "forbidden_mass", "hide", "swap_context", "correct")
 
 
 def summary(history: Sequence[Snapshot], alarms: Sequence[Finding], detectors: Iterable[Any]) -> str:
@@ -40,12 +34,12 @@ def summary(history: Sequence[Snapshot], alarms: Sequence[Finding], detectors: I
         f"{len(sound)} snapshots of {len(last.labels)} images, epoch {first.epoch} to {last.epoch}"
         + (f"; {failed} more failed." if failed else ".")
     ]
-    for key, words in _MEASURES.items():
+    for key in TOLD:
         values = [s.per_image[key] for s in sound if key in s.per_image and s.per_image[key].isfinite().any()]
         if values:
             count = int(values[-1].isfinite().sum())
             start, end = float(values[0].nanmean()), float(values[-1].nanmean())
-            lines.append(f"- {words}: {start:.2f} at first, {end:.2f} at last ({count} images)")
+            lines.append(f"- {TABLE[key].title}: {start:.2f} at first, {end:.2f} at last ({count} images)")
     lines.append(_alarms_said(alarms))
     lines.extend(f"- {said}" for said in _cannot(sound, detectors))
     return "\n".join(lines)

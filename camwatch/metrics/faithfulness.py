@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import InputError, unknown
-from camwatch.metrics.imputation import Fill, filled, impute_linearly, places, upsampled
+from camwatch.metrics.imputation import Fill, filled, impute_linearly, pixel_ranks, upsampled
 from camwatch.metrics.preparation import defined
 
 PredictProbabilities: TypeAlias = Callable[[Tensor], Tensor]
@@ -121,15 +121,15 @@ def perturbation_curve(
         raise InputError(unknown("mode", mode, ("deletion", "insertion")))
     if steps < 1:
         raise InputError(f"expected at least 1 step, got {steps}")
-    place, sound = places(images, maps)
+    ranks, sound = pixel_ranks(images, maps)
     targets = _checked(images, targets, batch_size)
     absent = filled(images, fill)
-    counts = torch.linspace(0, 1, steps + 1, device=images.device).mul(place.shape[1]).round().long()
+    counts = torch.linspace(0, 1, steps + 1, device=images.device).mul(ranks.shape[1]).round().long()
 
     def perturbed() -> Iterator[tuple[Tensor, Tensor]]:
         for pairs in torch.split(torch.arange(len(images) * (steps + 1), device=images.device), batch_size):
             rows = pairs // (steps + 1)
-            taken = place[rows] < counts[pairs % (steps + 1), None]
+            taken = ranks[rows] < counts[pairs % (steps + 1), None]
             keep = taken if mode == "insertion" else ~taken
             yield torch.where(keep.view(-1, 1, *images.shape[2:]), images[rows], absent[rows]), targets[rows]
 
@@ -189,13 +189,13 @@ def road(
     """
     if not shares or not all(0 < share < 1 for share in shares):
         raise InputError(f"expected shares in (0, 1), got {tuple(shares)}")
-    place, sound = places(images, maps)
+    ranks, sound = pixel_ranks(images, maps)
     targets = _checked(images, targets, batch_size)
-    pixels = place.shape[1]
+    pixels = ranks.shape[1]
     generator = torch.Generator().manual_seed(0)
 
     def imputed() -> Iterator[tuple[Tensor, Tensor]]:
-        for image, rank, target in zip(images, place, targets, strict=True):
+        for image, rank, target in zip(images, ranks, targets, strict=True):
             for share in shares:
                 count = round(share * pixels)
                 for missing in (rank >= pixels - count, rank < count):

@@ -19,8 +19,8 @@ Fill: TypeAlias = Literal["zero", "mean", "blur"] | Callable[[Tensor], Tensor]
 _NEIGHBOURS = {(dy, dx): 1 / (6 * max(1, abs(dy) + abs(dx))) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx}
 
 
-def places(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the place of each pixel in its map's order, 0 the highest, (N, H W), and which maps are sound."""
+def pixel_ranks(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns each pixel's rank in its map, 0 the highest, (N, H W), and which maps are sound."""
     values, sound = upsampled(images, maps)
     shuffle = torch.randperm(values.shape[1] * values.shape[2], generator=torch.Generator().manual_seed(0)).to(
         images.device

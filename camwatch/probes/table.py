@@ -23,53 +23,6 @@ def softmax(scores: Tensor) -> Tensor:
     return scores.softmax(1)
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What the probes of one look ask, of which images.
-
-    Attributes:
-        predict: From images (N, C, H, W) to scores (N, classes).
-        panel: With labels and regions.
-        grid: (rows, columns) of the map, by one cell of which boxes are dilated.
-        right: (N,) bool, the images answered rightly, whose regions alone are worth a swap; None: all.
-        batch_size: How many images ``predict`` is given at once.
-        chances: From scores to probabilities.
-        ledger: Keeps what was composed and answered.
-    """
-
-    predict: PredictScores
-    panel: Panel
-    grid: tuple[int, int]
-    right: Tensor | None = None
-    batch_size: int = 64
-    chances: Callable[[Tensor], Tensor] = softmax
-    ledger: Ledger = field(default_factory=lambda: Ledger())
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,) int64."""
-        assert self.panel.labels is not None  # a probe's line needs them
-        return self.panel.labels
-
-    @cached_property
-    def boxes(self) -> Tensor:
-        """(N, 4) the regions' bounding boxes, dilated by one cell of the map's grid."""
-        regions, (height, width) = self.panel.regions, self.panel.size
-        assert isinstance(regions, Regions)
-        return regions.boxes((math.ceil(height / self.grid[0]), math.ceil(width / self.grid[1])))
-
-    def note(self, probe: str) -> Callable[[str, list[tuple[int, Box]], Tensor], None]:
-        """Returns what a probe calls with its fill, the images and boxes that it hid, and the scores it got."""
-
-        def keep(fill: str, hidden: list[tuple[int, Box]], scores: Tensor) -> None:
-            chances, answers = self.chances(scores), best_class(scores)
-            for (taker, box), chance, answer in zip(hidden, chances, answers.tolist(), strict=True):
-                own = float(chance[int(self.labels[taker])])
-                self.ledger.add(f"{probe}/{fill}", box, (taker, -1, answer), (own, math.nan))
-
-        return keep
-
-
 class Ledger:
     """What was composed and answered, row by row; see ``Pastes``.
 
@@ -105,6 +58,53 @@ class Ledger:
             torch.tensor(self._rows, dtype=torch.int16),
             torch.tensor(self._chances, dtype=torch.float16),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What the probes of one look ask, of which images.
+
+    Attributes:
+        predict: From images (N, C, H, W) to scores (N, classes).
+        panel: With labels and regions.
+        grid: (rows, columns) of the map, by one cell of which boxes are dilated.
+        right: (N,) bool, the images answered rightly, whose regions alone are worth a swap; None: all.
+        batch_size: How many images ``predict`` is given at once.
+        chances: From scores to probabilities.
+        ledger: Keeps what was composed and answered.
+    """
+
+    predict: PredictScores
+    panel: Panel
+    grid: tuple[int, int]
+    right: Tensor | None = None
+    batch_size: int = 64
+    chances: Callable[[Tensor], Tensor] = softmax
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+        assert self.panel.labels is not None  # a probe's line needs them
+        return self.panel.labels
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """(N, 4) the regions' bounding boxes, dilated by one cell of the map's grid."""
+        regions, (height, width) = self.panel.regions, self.panel.size
+        assert isinstance(regions, Regions)
+        return regions.boxes((math.ceil(height / self.grid[0]), math.ceil(width / self.grid[1])))
+
+    def note(self, probe: str) -> Callable[[str, list[tuple[int, Box]], Tensor], None]:
+        """Returns what a probe calls with its fill, the images and boxes that it hid, and the scores it got."""
+
+        def keep(fill: str, hidden: list[tuple[int, Box]], scores: Tensor) -> None:
+            chances, answers = self.chances(scores), best_class(scores)
+            for (taker, box), chance, answer in zip(hidden, chances, answers.tolist(), strict=True):
+                own = float(chance[int(self.labels[taker])])
+                self.ledger.add(f"{probe}/{fill}", box, (taker, -1, answer), (own, math.nan))
+
+        return keep
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +80,8 @@ def transplant(
         ((0, 0), (0, 0, 2, 2), 1.0, 0.0)
     """
     found = whole_boxes(images, labels, torch.zeros(len(images), 4) if boxes is None else boxes)
-    size, (rows, columns) = (int(images.shape[2]), int(images.shape[3])), grid
-    if not (1 <= rows <= size[0] and 1 <= columns <= size[1]):
-        raise InputError(f"expected a grid between (1, 1) and the image's {size}, got {grid}")
+    size = (int(images.shape[2]), int(images.shape[3]))
+    grid = rows, columns = _checked(grid, size)
     cpu = labels.cpu()
     plain = scores_of(predict, list(images), batch_size)
     right = best_class(plain) == cpu
@@ -135,6 +135,16 @@ class _Moved:
     rate: float
     error: float
     turned: Tensor
+
+
+def _checked(grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        rows, columns = map(operator.index, grid)
+    except (TypeError, ValueError):
+        rows = columns = 0
+    if not (1 <= rows <= size[0] and 1 <= columns <= size[1]):
+        raise InputError(f"expected a grid (rows, columns) between (1, 1) and the image's {size}, got {grid!r}")
+    return rows, columns
 
 
 def _lead(scores: Tensor, first: Tensor, second: Tensor) -> Tensor:

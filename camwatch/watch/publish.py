@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from camwatch.errors import DisplayWarning
+from camwatch.measures import key_of
 from camwatch.panel.panel import Panel
 from camwatch.pictures.colours import to_uint8
 from camwatch.pictures.film_sheet import Frame, film_sheet
@@ -137,9 +138,7 @@ def _overlays(shown: ShownImages, snapshot: Snapshot, layer: str) -> Tensor:
     right = (snapshot.predicted == snapshot.labels)[rows]
     others = snapshot.predicted_maps[layer][rows].masked_fill(right[:, None, None], math.nan)
     moment = "start" if snapshot.epoch < 0 else f"epoch {snapshot.epoch}"
-    mass = snapshot.scalars.get(
-        "relevance_mass_accuracy" if layer == shown.layers[0] else f"{layer}/relevance_mass_accuracy"
-    )
+    mass = snapshot.scalars.get(key_of(layer, "relevance_mass_accuracy", shown.layers))
     inside = "" if mass is None else f", {mass:.0%} of the mass inside the regions"
     return overlay_sheet(
         shown.images,

@@ -11,8 +11,7 @@ from torch import Tensor
 from camwatch.archive.reading import ArchivedRun
 from camwatch.detectors.judging import advance, finish, make_detectors, with_cue, with_since
 from camwatch.errors import InputError
-from camwatch.measures import TABLE, panel_means
-from camwatch.metrics.table import WATCHED, measure_maps
+from camwatch.measures import measure_layers, measure_of, panel_means
 from camwatch.panel.archived import regions_of
 from camwatch.records import Finding, Snapshot
 from camwatch.regions.regions import Regions
@@ -68,10 +67,12 @@ def measured_again(run: ArchivedRun, regions: Regions) -> list[Snapshot]:
 def _measured(
     snapshot: Snapshot, layers: Sequence[str], regions: Regions, reference: Mapping[str, Tensor], labelled: bool
 ) -> Snapshot:
-    asked_of_regions = {name for name, measure in TABLE.items() if measure.needs & {"regions", "forbidden", "probes"}}
-    kept = {key: values for key, values in snapshot.per_image.items() if key.rsplit("/", 1)[-1] not in asked_of_regions}
-    for i, layer in enumerate(layers):
-        measured = measure_maps(snapshot.maps[layer], regions, reference[layer], WATCHED)
-        kept |= {key if i == 0 else f"{layer}/{key}": values for key, values in measured.items()}
+    kept = {key: values for key, values in snapshot.per_image.items() if not _asks_regions(key)}
+    kept |= measure_layers(snapshot.maps, layers, regions, reference)
     right = snapshot.predicted == snapshot.labels if labelled else None
     return dataclasses.replace(snapshot, per_image=kept, scalars=panel_means(kept, right), intervals={}, pastes=None)
+
+
+def _asks_regions(key: str) -> bool:
+    measure = measure_of(key)
+    return measure is not None and bool(measure.needs & {"regions", "forbidden", "probes"})

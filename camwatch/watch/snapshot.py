@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from camwatch.measures import panel_means
-from camwatch.metrics.table import WATCHED, measure_maps
+from camwatch.measures import measure_layers, panel_means
 from camwatch.panel.panel import Panel
 from camwatch.parallel import Share
 from camwatch.probes.table import Asked, Ledger, measure_probes
@@ -58,11 +57,7 @@ def measure(
     predicted, chances = found["predicted"], found["chances"]
     right = None if labels is None else predicted == labels
 
-    per_image: dict[str, Tensor] = {}
-    for i, name in enumerate(config.layers):
-        prefix = "" if i == 0 else f"{name}/"
-        measured = measure_maps(maps[name], panel.regions, reference.get(name, maps[name]), WATCHED)
-        per_image |= {f"{prefix}{key}": values for key, values in measured.items()}
+    per_image = measure_layers(maps, config.layers, panel.regions, reference)
     if labels is not None and right is not None:
         per_image["label_probability"] = chances.gather(1, labels[:, None])[:, 0]
         per_image["correct"] = right.float()

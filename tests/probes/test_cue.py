@@ -69,3 +69,19 @@ def test_naming_the_cue_needs_labels() -> None:
     watcher = Watcher(SmallNet(), Panel(torch.rand(4, 3, 16, 16)), target="predicted", detectors=[])
     with pytest.raises(InputError, match="needs a panel with labels"):
         watcher.name_cue()
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (1, 4), (4, 1), (2, 8), (16, 16)])
+def test_any_grid_that_fits_the_images_finds_the_corner(grid: tuple[int, int]) -> None:
+    panel = tagged()
+    watcher = Watcher(ReadsTheCorner(), Panel(panel.images, panel.labels), layer="features", detectors=[])
+    cue = watcher.name_cue(grid)
+    assert cue.box is not None and cue.box[:2] == (0, 0) and cue.box[2] <= 16 and cue.box[3] <= 16
+    assert cue.rates.shape == (max(grid[0] - 1, 1), max(grid[1] - 1, 1)) and 0 <= cue.next_rate <= cue.rate
+
+
+@pytest.mark.parametrize("grid", [(0, 2), (17, 1), (2,), (2, 2, 2), 2, (2.0, 2.0), None, "ab"])
+def test_a_grid_that_does_not_fit_is_named_with_what_does(grid: Any) -> None:
+    match = r"a grid \(rows, columns\) between \(1, 1\) and the image's \(16, 16\), got "
+    with pytest.raises(InputError, match=match):
+        find_cue(ReadsTheCorner(), tagged(), grid)
