@@ -11,10 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import IterableDataset
 
-from camwatch import CAMMonitor
+from camwatch import CAMMonitor, measures
 from camwatch.errors import CamwatchWarning, InputError
 from camwatch.metrics.table import measure_maps
-from camwatch.watch import snapshot as room
 from tests.support.nets import SmallNet, data, loader, trainer
 
 KEY = "camwatch/relevance_mass_accuracy"
@@ -98,7 +97,7 @@ def test_key_survives_failed_snapshots_and_is_never_nan(monkeypatch, tmp_path):
             raise RuntimeError("no snapshot today")
         return measure(maps * (look != 3), *args)  # at the fourth look all maps are blank: NaN
 
-    monkeypatch.setattr(room, "measure_maps", blank)
+    monkeypatch.setattr(measures, "measure_maps", blank)
     run = trainer(
         [monitor, checkpoint, batches, EarlyAsking(check_finite=True)], max_epochs=5, enable_checkpointing=True
     )
@@ -116,7 +115,7 @@ def test_key_is_there_from_the_first_step_when_the_first_snapshot_fails(monkeypa
         raise RuntimeError("no snapshot today")
 
     batches = EveryBatch()
-    monkeypatch.setattr(room, "measure_maps", fail)
+    monkeypatch.setattr(measures, "measure_maps", fail)
     dataset = data()
     trainer([CAMMonitor(12), batches, EarlyAsking(patience=5)]).fit(SmallNet(), loader(dataset), loader(dataset))
     assert all(0 < value < 1 for value in batches.seen)  # what a uniform map would have
